@@ -1,0 +1,101 @@
+"""What a transformer is made of: frozen dataclasses that the model code reads and presets fill."""
+
+from __future__ import annotations
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class YarnConfig:
+    """YaRN frequency scaling (V3 section 4.3; the numbers are the released config's)."""
+
+    factor: float = 40.0
+    original_max_positions: int = 4096
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    mscale: float | None = 1.0  # None: the key is absent from the checkpoint's config
+    mscale_all_dim: float | None = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Llama3RopeConfig:
+    """Llama 3.1's frequency scaling (`rope_type: llama3`)."""
+
+    factor: float = 8.0
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    original_max_positions: int = 8192
+
+
+@dataclasses.dataclass(frozen=True)
+class RopeConfig:
+    theta: float = 10000.0
+    scaling: YarnConfig | Llama3RopeConfig | None = None
+    interleaved: bool = False  # True: pairs (x0, x1), (x2, x3), ... as in DeepSeek; False: half-split as in Llama
+
+
+@dataclasses.dataclass(frozen=True)
+class MLAConfig:
+    """Multi-head latent attention (V3 eq. 1-11)."""
+
+    num_heads: int
+    q_lora_rank: int | None  # None: one full-rank query projection
+    kv_lora_rank: int
+    qk_nope_head_dim: int
+    qk_rope_head_dim: int
+    v_head_dim: int
+
+
+@dataclasses.dataclass(frozen=True)
+class GQAConfig:
+    """Grouped-query attention of the Llama, Qwen2 and Qwen3 families."""
+
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    qkv_bias: bool = False  # Qwen2
+    qk_norm: bool = False  # Qwen3
+
+
+@dataclasses.dataclass(frozen=True)
+class MoEConfig:
+    """DeepSeekMoE (V3 eq. 12-16); V2 differs in scoring, group score and normalisation."""
+
+    num_experts: int
+    num_active: int
+    expert_dim: int
+    num_shared: int = 1
+    scoring: str = "sigmoid"  # 'sigmoid' (V3) or 'softmax' (V2)
+    num_groups: int = 1
+    num_active_groups: int = 1
+    group_score: str = "top2_sum"  # 'top2_sum' (V3) or 'max' (V2)
+    normalize_gates: bool = True
+    routed_scaling: float = 1.0
+    selection_bias: bool = True  # the auxiliary-loss-free balancing bias exists
+    tile_size: int = 32  # rows per tile of the grouped expert product on the CPU
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """One transformer: `num_dense_layers` blocks with a dense MLP, then `num_moe_layers` blocks with experts."""
+
+    vocab_size: int
+    width: int
+    num_dense_layers: int
+    ffn_dim: int
+    attention: MLAConfig | GQAConfig
+    rope: RopeConfig
+    num_moe_layers: int = 0
+    moe: MoEConfig | None = None  # required when num_moe_layers > 0
+    mtp_depth: int = 0  # 0, or 1: the V3 multi-token prediction module (V3 eq. 21-25)
+    norm_eps: float = 1e-6
+    tied_embeddings: bool = False
+    max_positions: int = 4096  # longest sequence the model is meant for; longer ones are refused
+    init_std: float = 0.006
+    dtype: str = "float32"  # of activations
+    param_dtype: str = "float32"
+    remat: str = "none"  # 'none' or 'block': recompute each block's activations in the backward pass
+
+    @property
+    def num_layers(self) -> int:
+        return self.num_dense_layers + self.num_moe_layers
