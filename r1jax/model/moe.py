@@ -1,0 +1,291 @@
+"""DeepSeekMoE: routed and shared experts, without dropped tokens (V3 section 2.1.2, eq. 12-20; V2 by config).
+
+Letters: B batch, T length, D width, E experts, A active experts per token, F expert width, N tokens.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jax.sharding import Mesh, PartitionSpec
+
+from r1jax.model.config import ModelConfig, MoEConfig
+from r1jax.model.grouped import combine, dispatch, grouped_product, plan_tiles
+from r1jax.sharding import BATCH_AXES, batch_shards, constrain
+
+Array = jax.Array
+
+SCORING = {"sigmoid": jax.nn.sigmoid, "softmax": jax.nn.softmax}
+
+
+@struct.dataclass
+class MoEAux:
+    """What a layer reports beside its output. Sums, so that micro-batches and shards add up."""
+
+    load: Array  # [E] float32, assignments of real tokens to each expert
+    balance_loss: Array  # [] float32, sum over sequences of V3 eq. 17-20 without alpha
+    num_sequences: Array  # [] float32, the sequences in that sum
+    experts: Array  # [B, T, A] int32, the experts chosen
+
+
+class Routing(NamedTuple):
+    scores: Array  # [..., E] float32, affinities before the selection bias
+    experts: Array  # [..., A] int32
+    gates: Array  # [..., A] float32
+
+
+def validate(cfg: MoEConfig) -> None:
+    """Raises ValueError, naming the field, for a combination of fields that cannot be routed."""
+    if cfg.scoring not in SCORING:
+        raise ValueError(f"moe.scoring is {cfg.scoring!r}, expected one of {sorted(SCORING)}")
+    if cfg.group_score not in GROUP_SCORES:
+        raise ValueError(f"moe.group_score is {cfg.group_score!r}, expected one of {sorted(GROUP_SCORES)}")
+    if cfg.num_experts % cfg.num_groups:
+        raise ValueError(f"moe.num_groups={cfg.num_groups} does not divide moe.num_experts={cfg.num_experts}")
+    if not 1 <= cfg.num_active_groups <= cfg.num_groups:
+        raise ValueError(f"moe.num_active_groups={cfg.num_active_groups} is not in 1..num_groups={cfg.num_groups}")
+    per_group = cfg.num_experts // cfg.num_groups
+    if not 1 <= cfg.num_active <= cfg.num_active_groups * per_group:
+        raise ValueError(
+            f"moe.num_active={cfg.num_active} is not in 1..{cfg.num_active_groups * per_group}, the experts in "
+            f"num_active_groups={cfg.num_active_groups} groups of {per_group}"
+        )
+    if cfg.num_groups > 1 and cfg.group_score == "top2_sum" and per_group < 2:
+        raise ValueError(f"moe.group_score='top2_sum' needs two experts a group, got num_groups={cfg.num_groups}")
+
+
+def _top2_sum(grouped: Array) -> Array:
+    return jax.lax.top_k(grouped, 2)[0].sum(-1)
+
+
+def _group_max(grouped: Array) -> Array:
+    return grouped.max(-1)
+
+
+GROUP_SCORES = {"top2_sum": _top2_sum, "max": _group_max}
+
+
+def group_limited_topk(scores: Array, cfg: MoEConfig) -> Array:
+    """The num_active best experts of the num_active_groups best groups: scores [..., E] -> [..., A] int32.
+
+    Groups are contiguous; a group's score is the sum of its two best (V3) or its best (V2). Experts of the other
+    groups are masked with -inf, so that they are never chosen, whatever the sign of the scores. Best first; the lower
+    index wins a tie.
+    """
+    if cfg.num_groups > 1:
+        grouped = scores.reshape(*scores.shape[:-1], cfg.num_groups, -1)
+        best = jax.lax.top_k(GROUP_SCORES[cfg.group_score](grouped), cfg.num_active_groups)[1]
+        keep = jnp.any(best[..., None] == jnp.arange(cfg.num_groups), axis=-2)
+        scores = jnp.where(keep[..., None], grouped, -jnp.inf).reshape(scores.shape)
+    return jax.lax.top_k(scores, cfg.num_active)[1]
+
+
+def route(logits: Array, bias: Array | None, cfg: MoEConfig) -> Routing:
+    """V3 eq. 13-16: logits [..., E] float32, selection bias [E] -> scores, chosen experts and their gates.
+
+    The bias decides who is chosen and nothing else: the gates are made of the unbiased scores, and no gradient
+    reaches it.
+    """
+    scores = SCORING[cfg.scoring](logits)
+    selection = scores if bias is None else scores + bias
+    experts = group_limited_topk(jax.lax.stop_gradient(selection), cfg)
+    chosen = experts[..., None] == jnp.arange(cfg.num_experts)
+    gates = jnp.sum(jnp.where(chosen, scores[..., None, :], 0), axis=-1)
+    if cfg.normalize_gates:
+        gates = gates / (gates.sum(-1, keepdims=True) + 1e-20)
+    return Routing(scores, experts, gates * cfg.routed_scaling)
+
+
+def expert_load(experts: Array, mask: Array, num_experts: int) -> Array:
+    """experts [B, T, A], mask [B, T] bool -> [B, T, E] float32: 1 where a real token is assigned to an expert."""
+    chosen = jnp.any(experts[..., None] == jnp.arange(num_experts), axis=-2)
+    return (chosen & mask[..., None]).astype(jnp.float32)
+
+
+def sequence_balance_loss(routing: Routing, mask: Array, sequence_ids: Array, cfg: MoEConfig) -> tuple[Array, Array]:
+    """The sequence-wise balance loss of V3 eq. 17-20, unscaled: (sum over sequences, number of sequences).
+
+    mask: [B, T] bool, real tokens. sequence_ids: [B, T] int32; a sequence is a run of equal ids within a row.
+    With E experts, A active and T_s tokens in sequence s: f_si = E / (A T_s) * (tokens of s that choose i),
+    P_si = mean over s of score_i / sum_j score_j, loss_s = sum_i f_si P_si. "Choose" means the A best of the unbiased
+    scores where a selection bias exists (as eq. 18 prints it), and the experts in fact chosen where none does (V2).
+    """
+    batch, length, experts = routing.scores.shape
+    chosen = jax.lax.top_k(routing.scores, cfg.num_active)[1] if cfg.selection_bias else routing.experts
+    assigned = expert_load(chosen, mask, experts)
+    starts = jnp.concatenate([jnp.ones((batch, 1), bool), sequence_ids[:, 1:] != sequence_ids[:, :-1]], axis=1)
+    run = jnp.cumsum(starts, axis=1) - 1 + jnp.arange(batch)[:, None] * length  # [B, T], which run a token is in
+    per_token = jnp.concatenate([assigned, mask[..., None].astype(jnp.float32)], axis=-1)
+    per_run = jax.ops.segment_sum(per_token.reshape(-1, experts + 1), run.reshape(-1), batch * length)  # counts: exact
+    counts, sizes = per_run[run, :experts], per_run[run, experts:]  # each token sees those of its own sequence
+    share = routing.scores / routing.scores.sum(-1, keepdims=True)
+    scale = jnp.where(mask, experts / (cfg.num_active * jnp.maximum(sizes[..., 0], 1) ** 2), 0)
+    return jnp.sum(scale * jnp.sum(counts * share, -1)), jnp.sum(per_run[:, experts] > 0, dtype=jnp.float32)
+
+
+def routed_experts(
+    x: Array, experts: Array, gates: Array, weights: tuple[Array, Array, Array], tile_size: int
+) -> Array:
+    """Sum over each token's experts of gate times SwiGLU expert, nothing dropped.
+
+    x: [N, D]. experts, gates: [N, A]; an expert outside 0..E-1 contributes nothing. weights: gate and up [E, D, F],
+    down [E, F, D]. Returns [N, D].
+    """
+    gate, up, down = weights
+    tiles = plan_tiles(experts, gate.shape[0], tile_size)
+    rows = dispatch(x, tiles)
+    hidden = jax.nn.silu(grouped_product(rows, gate, tiles)) * grouped_product(rows, up, tiles)
+    return combine(grouped_product(hidden, down, tiles), gates, tiles)
+
+
+EXPERT_SPECS = (
+    PartitionSpec("expert", "fsdp", "tensor"),
+    PartitionSpec("expert", "fsdp", "tensor"),
+    PartitionSpec("expert", "tensor", "fsdp"),
+)
+
+
+def _vary(x: Array, mesh: Mesh) -> Array:
+    """Marks x as differing between all devices, so that the gradients of what they share are summed over them."""
+    missing = tuple(axis for axis in mesh.axis_names if axis not in jax.typeof(x).vma)
+    return jax.lax.pcast(x, missing, to="varying") if missing else x
+
+
+def _expert_shard(
+    x: Array, experts: Array, gates: Array, gate: Array, up: Array, down: Array, *, mesh: Mesh, tile_size: int
+) -> Array:
+    """One device's share: its experts on the tokens of all devices along the expert axis, summed back to its tokens."""
+    weights = tuple(
+        _vary(jax.lax.all_gather(w, "fsdp", axis=spec.index("fsdp"), tiled=True), mesh)
+        for w, spec in zip((gate, up, down), EXPERT_SPECS, strict=True)
+    )
+    gather = functools.partial(jax.lax.all_gather, axis_name="expert", axis=0, tiled=True)
+    x, experts, gates = (_vary(gather(array), mesh) for array in (x, experts, gates))
+    first = jax.lax.axis_index("expert") * gate.shape[0]
+    y = routed_experts(x, experts - first, gates, weights, tile_size)
+    return jax.lax.psum(jax.lax.psum_scatter(y, "expert", scatter_dimension=0, tiled=True), "tensor")
+
+
+def sharded_experts(
+    x: Array, experts: Array, gates: Array, weights: tuple[Array, Array, Array], tile_size: int, mesh: Mesh
+) -> Array:
+    """`routed_experts` on a mesh: tokens split over the batch axes, experts over the expert axis.
+
+    Expert weights are gathered over fsdp inside; their inner width may be split over tensor. N need not divide into
+    the batch shards: the remainder is filled with tokens that no expert takes.
+    """
+    count = x.shape[0]
+    fill = -count % batch_shards(mesh)
+    if fill:
+        x, gates = (jnp.pad(array, ((0, fill), (0, 0))) for array in (x, gates))
+        experts = jnp.pad(experts, ((0, fill), (0, 0)), constant_values=-weights[0].shape[0])
+    tokens = PartitionSpec(BATCH_AXES, None)
+    y = jax.shard_map(
+        functools.partial(_expert_shard, mesh=mesh, tile_size=tile_size),
+        mesh=mesh,
+        in_specs=(tokens, tokens, tokens, *EXPERT_SPECS),
+        out_specs=tokens,
+    )(x, experts, gates, *weights)
+    return y[:count]
+
+
+def _weight(module: nn.Module, name: str, cfg: ModelConfig, shape: tuple[int, ...], axes: tuple[str | None, ...]) -> Array:
+    init = nn.with_logical_partitioning(nn.initializers.normal(cfg.init_std), axes)
+    return module.param(name, init, shape, jnp.dtype(cfg.param_dtype)).astype(cfg.dtype)
+
+
+class Router(nn.Module):
+    """x [B, T, D] -> Routing, in float32 whatever the model's type."""
+
+    cfg: ModelConfig
+
+    @nn.compact
+    def __call__(self, x: Array) -> Routing:
+        moe = self.cfg.moe
+        init = nn.with_logical_partitioning(nn.initializers.normal(self.cfg.init_std), ("embed", None))
+        kernel = self.param("kernel", init, (self.cfg.width, moe.num_experts), jnp.float32)
+        bias = None
+        if moe.selection_bias:
+            zeros = nn.with_logical_partitioning(nn.initializers.zeros, (None,))
+            bias = jax.lax.stop_gradient(self.param("bias", zeros, (moe.num_experts,), jnp.float32))
+        logits = jnp.einsum("btd,de->bte", x.astype(jnp.float32), kernel, precision=jax.lax.Precision.HIGHEST)
+        return route(logits, bias, moe)
+
+
+class Experts(nn.Module):
+    """The routed experts: x [N, D], experts and gates [N, A] -> [N, D]."""
+
+    cfg: ModelConfig
+    mesh: Mesh | None = None
+
+    @nn.compact
+    def __call__(self, x: Array, experts: Array, gates: Array) -> Array:
+        moe, width = self.cfg.moe, self.cfg.width
+        into = (moe.num_experts, width, moe.expert_dim), ("experts", "embed", "expert_mlp")
+        back = (moe.num_experts, moe.expert_dim, width), ("experts", "expert_mlp", "embed")
+        gate = _weight(self, "gate", self.cfg, *into)
+        up = _weight(self, "up", self.cfg, *into)
+        down = _weight(self, "down", self.cfg, *back)
+        if self.mesh is None:
+            return routed_experts(x, experts, gates, (gate, up, down), moe.tile_size)
+        return sharded_experts(x, experts, gates, (gate, up, down), moe.tile_size, self.mesh)
+
+
+class Kernel(nn.Module):
+    """One matrix under its own name: x [..., in] -> [..., out]."""
+
+    cfg: ModelConfig
+    shape: tuple[int, int]
+    axes: tuple[str, str]
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        return x @ _weight(self, "kernel", self.cfg, self.shape, self.axes)
+
+
+class SharedExperts(nn.Module):
+    """The experts every token takes, as one SwiGLU of num_shared * expert_dim inner units."""
+
+    cfg: ModelConfig
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        inner = self.cfg.moe.num_shared * self.cfg.moe.expert_dim
+        into = (self.cfg.width, inner), ("embed", "mlp")
+        gate = Kernel(self.cfg, *into, name="gate")(x)
+        up = Kernel(self.cfg, *into, name="up")(x)
+        return Kernel(self.cfg, (inner, self.cfg.width), ("mlp", "embed"), name="down")(jax.nn.silu(gate) * up)
+
+
+class MoE(nn.Module):
+    """The feed-forward part of an MoE block (V3 eq. 12, without the residual)."""
+
+    cfg: ModelConfig
+    mesh: Mesh | None = None
+
+    @nn.compact
+    def __call__(self, x: Array, mask: Array, sequence_ids: Array) -> tuple[Array, MoEAux]:
+        """x [B, T, D], mask [B, T] bool (real tokens), sequence_ids [B, T] int32 -> y [B, T, D] and MoEAux.
+
+        Padding is routed like any token, but takes no part in the load and the balance loss.
+        """
+        moe = self.cfg.moe
+        validate(moe)
+        batch, length, width = x.shape
+        with jax.named_scope("router"):
+            routing = Router(self.cfg, name="router")(x)
+            load = expert_load(routing.experts, mask, moe.num_experts).sum((0, 1))
+            balance_loss, num_sequences = sequence_balance_loss(routing, mask, sequence_ids, moe)
+        with jax.named_scope("experts"):
+            pairs = (array.reshape(batch * length, moe.num_active) for array in (routing.experts, routing.gates))
+            y = Experts(self.cfg, self.mesh, name="experts")(x.reshape(batch * length, width), *pairs)
+            y = constrain(y.reshape(x.shape), self.mesh, ("batch", "length", "act_embed"))
+        if moe.num_shared:
+            with jax.named_scope("shared"):
+                y = y + SharedExperts(self.cfg, name="shared")(x)
+        return y, MoEAux(load, balance_loss, num_sequences, routing.experts)
