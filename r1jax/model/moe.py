@@ -150,22 +150,21 @@ EXPERT_SPECS = (
 )
 
 
-def _vary(x: Array, mesh: Mesh) -> Array:
-    """Marks x as differing between all devices, so that the gradients of what they share are summed over them."""
-    missing = tuple(axis for axis in mesh.axis_names if axis not in jax.typeof(x).vma)
-    return jax.lax.pcast(x, missing, to="varying") if missing else x
-
-
 def _expert_shard(
-    x: Array, experts: Array, gates: Array, gate: Array, up: Array, down: Array, *, mesh: Mesh, tile_size: int
+    x: Array, experts: Array, gates: Array, gate: Array, up: Array, down: Array, *, tile_size: int
 ) -> Array:
-    """One device's share: its experts on the tokens of all devices along the expert axis, summed back to its tokens."""
+    """One device's share: its experts on the tokens of all devices along the expert axis, summed back to its tokens.
+
+    What devices share is marked as varying between them, so that its gradient is summed over them here.
+    """
     weights = tuple(
-        _vary(jax.lax.all_gather(w, "fsdp", axis=spec.index("fsdp"), tiled=True), mesh)
+        jax.lax.pcast(jax.lax.all_gather(w, "fsdp", axis=spec.index("fsdp"), tiled=True), "data", to="varying")
         for w, spec in zip((gate, up, down), EXPERT_SPECS, strict=True)
     )
-    gather = functools.partial(jax.lax.all_gather, axis_name="expert", axis=0, tiled=True)
-    x, experts, gates = (_vary(gather(array), mesh) for array in (x, experts, gates))
+    x, experts, gates = (
+        jax.lax.pcast(jax.lax.all_gather(array, "expert", axis=0, tiled=True), "tensor", to="varying")
+        for array in (x, experts, gates)
+    )
     first = jax.lax.axis_index("expert") * gate.shape[0]
     y = routed_experts(x, experts - first, gates, weights, tile_size)
     return jax.lax.psum(jax.lax.psum_scatter(y, "expert", scatter_dimension=0, tiled=True), "tensor")
@@ -186,7 +185,7 @@ def sharded_experts(
         experts = jnp.pad(experts, ((0, fill), (0, 0)), constant_values=-weights[0].shape[0])
     tokens = PartitionSpec(BATCH_AXES, None)
     y = jax.shard_map(
-        functools.partial(_expert_shard, mesh=mesh, tile_size=tile_size),
+        functools.partial(_expert_shard, tile_size=tile_size),
         mesh=mesh,
         in_specs=(tokens, tokens, tokens, *EXPERT_SPECS),
         out_specs=tokens,
