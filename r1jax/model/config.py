@@ -99,3 +99,20 @@ class ModelConfig:
     @property
     def num_layers(self) -> int:
         return self.num_dense_layers + self.num_moe_layers
+
+    def __post_init__(self) -> None:
+        for field, value, allowed in (
+            ("remat", self.remat, ("none", "block")),
+            ("dtype", self.dtype, ("float32", "bfloat16")),
+            ("param_dtype", self.param_dtype, ("float32", "bfloat16")),
+            ("mtp_depth", self.mtp_depth, (0, 1)),
+        ):
+            if value not in allowed:
+                raise ValueError(f"{field} is {value!r}, expected one of {allowed}")
+        if self.num_moe_layers and self.moe is None:
+            raise ValueError(f"num_moe_layers is {self.num_moe_layers}, so moe must be given")
+        if isinstance(self.attention, GQAConfig) and self.attention.num_heads % self.attention.num_kv_heads:
+            raise ValueError(
+                f"attention.num_kv_heads={self.attention.num_kv_heads} does not divide "
+                f"attention.num_heads={self.attention.num_heads}"
+            )

@@ -1,0 +1,102 @@
+"""Pieces every block is made of: linear maps, RMSNorm, the SwiGLU MLP and masked softmax attention."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from r1jax.model.config import ModelConfig
+from r1jax.types import Array
+
+MASKED_SCORE = -1e30  # finite, so that a row without any visible key gives no NaN
+
+
+def normal_init(cfg: ModelConfig) -> nn.initializers.Initializer:
+    """Normal weights of the configured standard deviation, as V3 section 4.2 initialises every matrix."""
+    return nn.initializers.normal(cfg.init_std)
+
+
+class Linear(nn.Module):
+    """y = x W (+ b), contracting the last `num_in_axes` axes of x with the leading axes of the kernel.
+
+    Attributes:
+      out_shape: trailing axes of the result, e.g. (N, H) for a projection to heads.
+      names: logical axis name of every kernel axis, inputs first.
+    """
+
+    cfg: ModelConfig
+    out_shape: tuple[int, ...]
+    names: tuple[str | None, ...]
+    num_in_axes: int = 1
+    use_bias: bool = False
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        dtype, param_dtype = jnp.dtype(self.cfg.dtype), jnp.dtype(self.cfg.param_dtype)
+        shape = x.shape[x.ndim - self.num_in_axes :] + self.out_shape
+        kernel = self.param(
+            "kernel", nn.with_logical_partitioning(normal_init(self.cfg), self.names), shape, param_dtype
+        )
+        y = jnp.tensordot(x.astype(dtype), kernel.astype(dtype), axes=self.num_in_axes)
+        if self.use_bias:
+            zeros = nn.with_logical_partitioning(nn.initializers.zeros, self.names[self.num_in_axes :])
+            y = y + self.param("bias", zeros, self.out_shape, param_dtype).astype(dtype)
+        return y
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * scale over the last axis, computed in float32, and scaled after casting back, as released code does."""
+
+    cfg: ModelConfig
+    eps: float
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        ones = nn.with_logical_partitioning(nn.initializers.ones, (None,))
+        scale = self.param("scale", ones, x.shape[-1:], jnp.dtype(self.cfg.param_dtype))
+        x32 = x.astype(jnp.float32)
+        normed = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + self.eps)
+        return normed.astype(x.dtype) * scale.astype(x.dtype)
+
+
+class GatedMLP(nn.Module):
+    """SwiGLU: W_down(silu(W_gate x) * W_up x)."""
+
+    cfg: ModelConfig
+    dim: int
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        gate = Linear(self.cfg, (self.dim,), ("embed", "mlp"), name="gate")(x)
+        up = Linear(self.cfg, (self.dim,), ("embed", "mlp"), name="up")(x)
+        return Linear(self.cfg, (x.shape[-1],), ("mlp", "embed"), name="down")(nn.silu(gate) * up)
+
+
+def masked_softmax(scores: Array, visible: Array) -> Array:
+    """Softmax in float32 over the last axis; hidden entries are exactly 0, also where nothing is visible."""
+    scores = jnp.where(visible, scores.astype(jnp.float32), MASKED_SCORE)
+    weights = jnp.exp(scores - jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True)))
+    weights = jnp.where(visible, weights, 0.0)
+    return weights / jnp.maximum(jnp.sum(weights, axis=-1, keepdims=True), jnp.finfo(jnp.float32).tiny)
+
+
+def causal_attention(q: Array, k: Array, v: Array, segment_ids: Array, scale: float) -> Array:
+    """Attention among the tokens of one segment, each seeing itself and what came before.
+
+    Args:
+      q: [B, T, N, H]; k: [B, T, K, H]; v: [B, T, K, Hv]. Key head j serves query heads j*N/K ... (j+1)*N/K - 1.
+      segment_ids: [B, T], 0 is padding: it sees nothing, is seen by nothing, and gets a zero output.
+      scale: factor of the scores.
+
+    Returns:
+      [B, T, N, Hv].
+    """
+    batch, length, heads, head_dim = q.shape
+    kv_heads = k.shape[2]
+    grouped = q.reshape(batch, length, kv_heads, heads // kv_heads, head_dim)
+    scores = jnp.einsum("btkgh,bskh->bkgts", grouped, k, preferred_element_type=jnp.float32) * scale
+    same = (segment_ids[:, :, None] == segment_ids[:, None, :]) & (segment_ids != 0)[:, :, None]
+    visible = same & jnp.tril(jnp.ones((length, length), bool))
+    weights = masked_softmax(scores, visible[:, None, None]).astype(v.dtype)
+    return jnp.einsum("bkgts,bskh->btkgh", weights, v).reshape(batch, length, heads, v.shape[-1])
