@@ -1,0 +1,227 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+import tokenizers
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, trainers
+
+from r1jax.data.tokenizer import (
+    ByteTokenizer,
+    HuggingFaceTokenizer,
+    SentencePieceTokenizer,
+    StreamDecoder,
+    load_tokenizer,
+    train_sentencepiece,
+)
+
+SENTENCES = [
+    "User: what is 12 + 30 ?\n<think> 12 plus 30 is 42 , so  42 </think>\n<answer> 42 </answer>",
+    "用户: 3 加 4 得 几 ?\n<think> 三 加 四 得 七 </think> <answer> 7 </answer>",
+    "The answer is not here, wait, let me check: five times six is thirty.",
+] * 20
+
+# Strings that have bitten tokenizers: spaces at both ends, the space symbol itself, control names, byte names, NUL.
+NASTY = [
+    "", " ", "   ", "\n", " a", "a ", "  a   b  ", "a\n\n b\r\n\t", "\u2581", "\u2581 \u2581a", "<s></s><pad><unk>",
+    "<0x41>", "a\0b", "é e\u0301 ﬁ Ａ", "🤖 你好，世界", "<think> x</think><think", "</answer>\n",
+    "\ufffd", "\u200b\ufeff",
+]  # fmt: skip
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=40) | st.lists(
+    st.sampled_from([*NASTY, "ans", "<", "think>", "42", " "]), max_size=6
+).map("".join)
+
+
+@pytest.fixture(scope="module")
+def sp(tmp_path_factory) -> SentencePieceTokenizer:
+    return train_sentencepiece(SENTENCES, tmp_path_factory.mktemp("sp") / "sub" / "tiny.model", 310)
+
+
+def byte_level_bpe(**changes) -> tokenizers.Tokenizer:
+    """A BPE tokenizer laid out as the released ones are, trained here."""
+    tokenizer = tokenizers.Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=changes.get("add_prefix_space", False)),
+        ]
+    )
+    tokenizer.decoder = changes.get("decoder", decoders.ByteLevel())
+    if "normalizer" in changes:
+        tokenizer.normalizer = changes["normalizer"]
+    trainer = trainers.BpeTrainer(
+        vocab_size=400,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        special_tokens=["<|end|>", "<|start|>"],
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(SENTENCES, trainer)
+    tokenizer.add_tokens([AddedToken("<think>", special=False, normalized=False)])
+    return tokenizer
+
+
+@pytest.fixture(scope="module")
+def bpe() -> HuggingFaceTokenizer:
+    return HuggingFaceTokenizer(byte_level_bpe(), eos_token="<|end|>", bos_token="<|start|>")
+
+
+@pytest.fixture(params=["byte", "sp", "bpe"])
+def tokenizer(request, sp, bpe):
+    return {"byte": ByteTokenizer(), "sp": sp, "bpe": bpe}[request.param]
+
+
+def test_nasty_strings_come_back(tokenizer):
+    for text in NASTY:
+        assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+@settings(max_examples=300, deadline=None)
+@given(text=TEXT, other=TEXT)
+def test_any_string_comes_back_also_encoded_in_two_parts(sp, bpe, text, other):
+    for tokenizer in (ByteTokenizer(), sp, bpe):
+        first, second = tokenizer.encode(text), tokenizer.encode(other)
+        assert tokenizer.decode(first) == text
+        assert tokenizer.decode(first + second) == text + other
+
+
+@settings(max_examples=200, deadline=None)
+@given(data=st.data())
+def test_any_ids_decode_and_stream_to_the_same_text(sp, bpe, data):
+    for tokenizer in (ByteTokenizer(), sp, bpe):
+        ids = data.draw(st.lists(st.integers(0, tokenizer.vocab_size + 3), max_size=20))
+        whole = tokenizer.decode(ids)
+        stream = StreamDecoder(tokenizer)
+        assert "".join(map(stream.feed, ids)) + stream.finish() == whole
+        assert whole == b"".join(map(tokenizer.token_bytes, ids)).decode("utf-8", errors="replace")
+
+
+def test_half_a_character_is_held_back_and_then_replaced():
+    tokenizer = ByteTokenizer()
+    stream = StreamDecoder(tokenizer)
+    assert [stream.feed(i) for i in tokenizer.encode("é你")] == ["", "é", "", "", "你"]
+    assert stream.feed(3 + 0xE4) == ""
+    assert stream.finish() == "\ufffd"
+    assert stream.feed(3 + ord("a")) == "a"  # finish starts afresh
+    assert tokenizer.decode([3 + 0xE4, 3 + ord("a")]) == "\ufffda"
+
+
+def test_encode_adds_nothing(tokenizer):
+    special = {tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id}
+    assert tokenizer.encode("") == []
+    assert not special & set(tokenizer.encode("the answer"))
+    assert tokenizer.token_bytes(tokenizer.encode("a")[0]) == b"a"
+
+
+def test_control_tokens_vanish_and_ids_past_the_vocabulary_are_seen(tokenizer):
+    ids = [tokenizer.eos_id, *tokenizer.encode("ok"), tokenizer.pad_id, tokenizer.bos_id]
+    assert tokenizer.decode(ids) == "ok"
+    assert tokenizer.decode([tokenizer.vocab_size + 5]) == "\ufffd"
+    with pytest.raises(ValueError, match="-1 is negative"):
+        tokenizer.decode([-1])
+
+
+def test_all_256_bytes_have_a_token(tokenizer):
+    single = {tokenizer.token_bytes(i) for i in range(tokenizer.vocab_size)}
+    assert {bytes([b]) for b in range(256)} <= single
+
+
+def test_sentencepiece_layout_tags_are_one_token_and_digits_stand_alone(sp):
+    assert (sp.pad_id, sp.eos_id, sp.bos_id) == (0, 1, 2)
+    assert [sp.token_bytes(i) for i in range(4, 9)] == [b"<think>", b"</think>", b"<answer>", b"</answer>", b"\n"]
+    assert sp.encode("<think></think><answer></answer>\n") == [4, 5, 6, 7, 8]
+    assert [sp.token_bytes(i) for i in sp.encode("42")] == [b"4", b"2"]
+    assert sp.eos_id not in sp.encode("</s>")  # text cannot forge a control token
+
+
+def test_sentencepiece_training_is_deterministic_and_the_file_is_the_model(sp, tmp_path):
+    again = train_sentencepiece(SENTENCES, tmp_path / "other.model", 310)
+    loaded = load_tokenizer("sentencepiece", str(tmp_path / "other.model"))
+    assert sp.vocab_size == again.vocab_size == 310
+    assert sp.fingerprint == again.fingerprint == loaded.fingerprint
+    assert loaded.encode(SENTENCES[0]) == sp.encode(SENTENCES[0])
+    assert train_sentencepiece(SENTENCES, tmp_path / "c.model", 309).fingerprint != sp.fingerprint
+
+
+def test_vocabulary_size_out_of_reach_says_what_is_possible(tmp_path):
+    with pytest.raises(ValueError, match=r"vocab_size 5000 is too high: 60 sentences allow at most \d+ tokens"):
+        train_sentencepiece(SENTENCES, tmp_path / "m", 5000)
+    with pytest.raises(ValueError, match=r"vocab_size 200 is too low: .* alone take \d+"):
+        train_sentencepiece(SENTENCES, tmp_path / "m", 200)
+    assert not (tmp_path / "m").exists()
+
+
+def test_bad_training_input_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="no sentences"):
+        train_sentencepiece(["", ""], tmp_path / "m", 300)
+    with pytest.raises(ValueError, match="user symbols"):
+        train_sentencepiece(SENTENCES, tmp_path / "m", 300, user_symbols=["a b"])
+    with pytest.raises(ValueError, match="model_type 'word' is not one of"):
+        train_sentencepiece(SENTENCES, tmp_path / "m", 300, model_type="word")
+
+
+def test_a_sentencepiece_model_that_loses_spaces_is_refused(tmp_path):
+    import sentencepiece
+
+    options = {"vocab_size": 60, "hard_vocab_limit": False, "num_threads": 1, "minloglevel": 2}
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(SENTENCES), model_prefix=str(tmp_path / "plain"), **options
+    )
+    with pytest.raises(ValueError, match=r"plain\.model changes its input .*add_dummy_prefix"):
+        SentencePieceTokenizer(tmp_path / "plain.model")
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(SENTENCES),
+        model_prefix=str(tmp_path / "nobytes"),
+        normalization_rule_name="identity",
+        add_dummy_prefix=False,
+        remove_extra_whitespaces=False,
+        **options,
+    )
+    with pytest.raises(ValueError, match="no byte fallback"):
+        SentencePieceTokenizer(tmp_path / "nobytes.model")
+
+
+def test_byte_level_bpe_marks(bpe):
+    think = bpe.token_id("<think>")
+    assert bpe.encode("<think>a<|end|>") == [think, bpe.token_id("a"), bpe.eos_id]
+    assert bpe.decode([think, bpe.eos_id]) == "<think>"  # special tokens vanish, other added ones do not
+    assert bpe.pad_id == bpe.eos_id
+    assert [bpe.token_bytes(i) for i in bpe.encode("42")] == [b"4", b"2"]
+
+
+def test_byte_level_bpe_agrees_with_the_librarys_own_decoder(bpe):
+    raw = byte_level_bpe()
+    for text in SENTENCES[:3]:
+        assert raw.encode(text).ids == bpe.encode(text)
+        assert raw.decode(bpe.encode(text), skip_special_tokens=True) == bpe.decode(bpe.encode(text))
+
+
+def test_from_directory_reads_names_from_the_config(tmp_path):
+    byte_level_bpe().save(str(tmp_path / "tokenizer.json"))
+    config = {"eos_token": {"content": "<|end|>"}, "bos_token": None, "pad_token": "<|start|>"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    tokenizer = load_tokenizer("huggingface", str(tmp_path))
+    assert (tokenizer.bos_id, tokenizer.decode(tokenizer.encode(" hi "))) == (None, " hi ")
+    assert tokenizer.eos_id != tokenizer.pad_id
+    config["eos_token"] = "<|none|>"
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"eos token '<\|none\|>' is not in the vocabulary"):
+        load_tokenizer("huggingface", str(tmp_path))
+
+
+def test_tokenizers_that_lose_something_are_refused():
+    with pytest.raises(ValueError, match="add_prefix_space"):
+        HuggingFaceTokenizer(byte_level_bpe(add_prefix_space=True), eos_token="<|end|>")
+    with pytest.raises(ValueError, match="decoder is Metaspace"):
+        HuggingFaceTokenizer(byte_level_bpe(decoder=decoders.Metaspace()), eos_token="<|end|>")
+
+
+def test_a_normalizing_tokenizer_gives_back_the_normalized_string():
+    tokenizer = HuggingFaceTokenizer(byte_level_bpe(normalizer=normalizers.NFC()), eos_token="<|end|>")
+    assert tokenizer.decode(tokenizer.encode("e\u0301 ")) == "é "
+
+
+def test_unknown_kind_is_named():
+    with pytest.raises(ValueError, match="kind 'bpe' is not one of byte, sentencepiece, huggingface"):
+        load_tokenizer("bpe")
