@@ -125,9 +125,9 @@ def cons_at_k(
     """
     if len(answers) != len(gold):
         raise ValueError(f"answers of {len(answers)} problems, references of {len(gold)}")
-    credits = [majority_credit(votes, truth) for votes, truth in zip(answers, gold, strict=True) if truth is not None]
-    low, high = bootstrap_interval(credits, seed=seed, draws=draws, level=level)
-    return Consensus(float(np.mean(credits)) if credits else math.nan, low, high, len(credits))
+    scores = [majority_credit(votes, truth) for votes, truth in zip(answers, gold, strict=True) if truth is not None]
+    low, high = bootstrap_interval(scores, seed=seed, draws=draws, level=level)
+    return Consensus(float(np.mean(scores)) if scores else math.nan, low, high, len(scores))
 
 
 def by_group(
@@ -146,7 +146,7 @@ def by_group(
     kinds = set(groups)
     numeric = all(isinstance(kind, int | float) for kind in kinds)
     table: dict[Hashable, dict[str, float]] = {}
-    for kind in sorted(kinds, key=(lambda value: value) if numeric else str):  # type: ignore[arg-type, return-value]
+    for kind in sorted(kinds, key=(lambda value: value) if numeric else str):
         rows = [i for i, group in enumerate(groups) if group == kind]
         mean, error = pass_at_1(right[rows], ok[rows])
         consensus = cons_at_k([answers[i] for i in rows], [gold[i] for i in rows], draws=1)

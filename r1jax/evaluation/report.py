@@ -1,0 +1,346 @@
+"""One page per run: what was run, before against after RL, the curves, and samples with each reward.
+
+`write_report` reads the stage folders of a workdir (config.json, metrics.jsonl, samples.jsonl, summary.json) and writes
+`report.html`, which needs no other file and no network, and the same figures as `plots/<stage>_<figure>.png`. The
+summary of an evaluation uses the names of `estimators.summarize`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from r1jax.evaluation import estimators, page, plots
+from r1jax.evaluation.records import Row, StageRecord, find_stages, random_samples, read_json, series
+
+SAMPLES_SHOWN = 10
+WIDE_FIGURES = ("accuracy", "length", "time")
+SMOOTHED = f"Where there are {plots.SMOOTH_FROM} points or more, the line is a running mean over 1/40 of them."
+CAPTIONS = {
+    "accuracy": "Held-out questions; the band is one standard error over problems. As figure 2 of the R1 paper (v1).",
+    "length": "Prompt excluded, stop token included. As figure 3 of the R1 paper (v1).",
+    "time": "Mean of the parts, stacked. The first steps compile and may reach beyond the axis.",
+}
+KIND_TITLES = {"rl": "Reinforcement learning", "pretrain": "Pretraining"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """The figures of one evaluation and what to call it."""
+
+    label: str
+    figures: Mapping[str, Any]
+    record: StageRecord
+
+
+@dataclasses.dataclass(frozen=True)
+class Line:
+    """A row of the before/after table: how to write one evaluation's figure and the change between two."""
+
+    label: str
+    show: Callable[[Mapping[str, Any]], str]
+    change: Callable[[Mapping[str, Any], Mapping[str, Any]], str] = lambda before, after: ""
+
+
+def percent(value: float | None) -> str:
+    """A share as percent, '–' if undefined."""
+    return "–" if value is None else f"{100 * value:.1f}&nbsp;%"
+
+
+def number(value: float | None, digits: int = 1) -> str:
+    """A number with thousands separators, '–' if undefined."""
+    return "–" if value is None else f"{value:,.{digits}f}"
+
+
+def _share(key: str) -> Callable[[Mapping[str, Any]], str]:
+    return lambda figures: percent(figures.get(key))
+
+
+def _points(key: str) -> Callable[[Mapping[str, Any], Mapping[str, Any]], str]:
+    def change(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
+        if before.get(key) is None or after.get(key) is None:
+            return ""
+        return f"{100 * (after[key] - before[key]):+.1f} points"
+
+    return change
+
+
+def _pass_at_1(figures: Mapping[str, Any]) -> str:
+    error = figures.get("pass_at_1_se")
+    shown = percent(figures.get("pass_at_1"))
+    return shown if error is None else f"{shown} <small>± {100 * error:.1f}</small>"
+
+
+def _pass_change(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
+    pairs = [(figures.get("pass_at_1"), figures.get("pass_at_1_se")) for figures in (before, after)]
+    if any(value is None for pair in pairs for value in pair):
+        return _points("pass_at_1")(before, after)
+    change, error = estimators.difference(pairs[0], pairs[1])  # type: ignore[arg-type]
+    return f"{100 * change:+.1f} points <small>± {100 * error:.1f}</small>"
+
+
+def _cons(figures: Mapping[str, Any]) -> str:
+    low, high = figures.get("cons_at_k_low"), figures.get("cons_at_k_high")
+    shown = percent(figures.get("cons_at_k"))
+    return shown if low is None or high is None else f"{shown} <small>[{100 * low:.1f}, {100 * high:.1f}]</small>"
+
+
+def _factor(key: str) -> Callable[[Mapping[str, Any], Mapping[str, Any]], str]:
+    def change(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
+        return f"× {after[key] / before[key]:.2f}" if before.get(key) and after.get(key) is not None else ""
+
+    return change
+
+
+def _length(figures: Mapping[str, Any]) -> str:
+    shown, error = number(figures.get("length_mean")), figures.get("length_mean_se")
+    return shown if error is None else f"{shown} <small>± {error:.1f}</small>"
+
+
+def _ungradable(figures: Mapping[str, Any]) -> str:
+    if figures.get("ungradable") is None:
+        return "–"
+    total = (figures.get("problems") or 0) * (figures.get("k") or 0)
+    return f"{figures['ungradable']:,}" + (f" <small>of {total:,}</small>" if total else "")
+
+
+def _protocol(figures: Mapping[str, Any]) -> str:
+    parts = [f"{figures['problems']:,} problems × {figures.get('k')}"] if figures.get("problems") else []
+    parts += [f"{name} {figures[key]:g}" for key, name in (("temperature", "T"), ("top_p", "top-p")) if key in figures]
+    return "<small>" + (", ".join(parts) or "–") + "</small>"
+
+
+LINES = (
+    Line("pass@1 <small>± standard error over problems</small>", _pass_at_1, _pass_change),
+    Line("cons@k <small>majority vote, [95 % bootstrap interval]</small>", _cons, _points("cons_at_k")),
+    Line("Mean response length <small>tokens</small>", _length, _factor("length_mean")),
+    Line("Well-formed responses", _share("format"), _points("format")),
+    Line("Words in the prompt's language", _share("language"), _points("language")),
+    Line("Reflection words per response", lambda figures: number(figures.get("reflection_words"), 2)),
+    Line("Cut by the length limit", _share("truncation_rate"), _points("truncation_rate")),
+    Line("Ungradable responses", _ungradable),
+    Line("Protocol", _protocol),
+)
+
+
+def evaluations(stages: Sequence[StageRecord]) -> list[Measured]:
+    """The evaluations of a run in order: those of evaluate stages, else the first and last inside an RL stage."""
+    first_rl = next((i for i, stage in enumerate(stages) if stage.kind == "rl"), None)
+    found = []
+    for index, stage in enumerate(stages):
+        if stage.summary.get("pass_at_1") is None or stage.kind != "evaluate":
+            continue
+        when = "" if first_rl is None else "before RL" if index < first_rl else "after RL"
+        found.append(Measured(f"{when} <small>{page.text(stage.name)}</small>", stage.summary, stage))
+    if found or first_rl is None:
+        return found
+    stage = stages[first_rl]
+    rows = [row for row in stage.rows if "eval/pass_at_1" in row]
+    for row in rows[:1] + rows[1:][-1:]:
+        figures = {key.removeprefix("eval/"): value for key, value in row.items() if key.startswith("eval/")}
+        found.append(Measured(f"step {row['step']:,} <small>evaluation inside RL</small>", figures, stage))
+    return found
+
+
+def _cards(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
+    shown = (
+        ("pass@1", "pass_at_1", percent),
+        ("cons@k", "cons_at_k", percent),
+        ("response length, tokens", "length_mean", number),
+        ("well-formed", "format", percent),
+        ("reflection words", "reflection_words", lambda value: number(value, 2)),
+    )
+    cards = [
+        f'<div class="card"><div class="name">{name}</div><div class="value">{form(after[key])}</div>'
+        f'<div class="was">before RL {form(before.get(key))}</div></div>'
+        for name, key, form in shown
+        if after.get(key) is not None
+    ]
+    return f'<div class="cards">{"".join(cards)}</div>'
+
+
+def _group_row(group: str, tables: Sequence[Mapping[str, Mapping[str, Any]]]) -> list[str]:
+    """One difficulty: its pass@1 and cons@k in each evaluation."""
+    problems = max(table[group]["problems"] for table in tables if group in table)
+    cells = [f"{page.text(group)} <small>{problems:,} problems</small>"]
+    for table in tables:
+        row = table.get(group)
+        cells.append("–" if row is None else f"{_pass_at_1(row)} <small>cons {percent(row['cons_at_k'])}</small>")
+    return cells
+
+
+def _comparison(measured: Sequence[Measured]) -> str:
+    """The headline table, and pass@1 by difficulty where it was measured."""
+    if not measured:
+        return ""
+    two = len(measured) >= 2
+    before, after = measured[0].figures, measured[-1].figures
+    head = ["", *(item.label for item in measured), *(["change"] if two else [])]
+    rows = [
+        [line.label, *(line.show(item.figures) for item in measured), *([line.change(before, after)] if two else [])]
+        for line in LINES
+    ]
+    parts = ["<h2>Before and after RL</h2>" if two else "<h2>Evaluation</h2>", page.table(head, rows)]
+    tables = [item.figures.get("by_group") or {} for item in measured]
+    groups = list(dict.fromkeys(group for table in tables for group in table))
+    if groups:
+        name = next((item.figures["group_name"] for item in measured if "group_name" in item.figures), "steps")
+        cells = [_group_row(group, tables) for group in groups]
+        parts += [f"<h3>pass@1 by {page.text(name)}</h3>", page.table(["", *(item.label for item in measured)], cells)]
+    return "\n".join(parts)
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+
+
+def _stage_seconds(stage: StageRecord) -> float | None:
+    """Wall time of a stage: what its summary says, else the sum over its steps' parts."""
+    said = stage.summary.get("seconds", (stage.summary.get("time") or {}).get("seconds"))
+    if isinstance(said, int | float):
+        return float(said)
+    sections = plots.time_sections(stage.rows)
+    return sum(float(line.values.sum()) for line in sections.values()) if sections else None
+
+
+def _stage_table(stages: Sequence[StageRecord]) -> str:
+    rows = []
+    for stage in stages:
+        steps = f"{stage.rows[-1]['step']:,}" if stage.rows and stage.kind != "evaluate" else "–"
+        seconds = _stage_seconds(stage)
+        notes = []
+        for name, form in (("loss", "loss {:.3f}"), ("reward", "reward {:.3f}")):
+            line = series(stage.rows, name) if stage.kind != "evaluate" else None
+            if line is not None:
+                notes.append(f"{form.format(line.first)} → {line.last:.3f}")
+        if stage.summary.get("pass_at_1") is not None:
+            notes.append(f"pass@1 {_pass_at_1(stage.summary)}")
+        duration = "–" if seconds is None else _duration(seconds)
+        rows.append([page.text(stage.name), page.text(stage.kind), steps, duration, "; ".join(notes)])
+    return page.table(["stage", "kind", "steps", "wall time", "result"], rows)
+
+
+def _curves(stage: StageRecord, figures: Mapping[str, bytes]) -> str:
+    if not figures:
+        return ""
+    title = f"{KIND_TITLES.get(stage.kind, stage.kind)} <small class=muted>{page.text(stage.name)}</small>"
+    wide = "".join(
+        page.picture(figures[name], f"{stage.name}: {name}", CAPTIONS[name]) for name in WIDE_FIGURES if name in figures
+    )
+    small = "".join(
+        page.picture(data, f"{stage.name}: {name}") for name, data in figures.items() if name not in WIDE_FIGURES
+    )
+    return f'<h2>{title}</h2><div class="wide">{wide}</div><div class="small">{small}</div>'
+
+
+def _reward_chip(name: str, reward: Mapping[str, Any]) -> str:
+    status = reward.get("status", "graded")
+    if status != "graded":
+        reason = f": {reward['reason']}" if reward.get("reason") else ""
+        return f'<span class="chip warn">{page.text(f"{name} {status}{reason}")}</span>'
+    value = float(reward["value"])
+    kind = " good" if value >= 1 else " bad" if value <= 0 else ""
+    return f'<span class="chip{kind}">{page.text(f"{name} {value:g}")}</span>'
+
+
+def _sample(row: Row) -> str:
+    chips = [_reward_chip(name, reward) for name, reward in (row.get("rewards") or {}).items()]
+    if row.get("total") is not None:
+        chips.append(f'<span class="chip">total {float(row["total"]):g}</span>')
+    if row.get("length") is not None:
+        chips.append(f'<span class="chip">{int(row["length"]):,} tokens</span>')
+    if row.get("finished") is False:
+        chips.append('<span class="chip warn">cut by the length limit</span>')
+    prompt = str(row.get("prompt", ""))
+    shown = f'<div class="text prompt">{page.text(prompt)}</div>'
+    if len(prompt) > 400:
+        shown = page.folded(f"prompt, {len(prompt):,} characters", shown)
+    answer = f'<div class="muted">reference answer: {page.text(row["answer"])}</div>' if "answer" in row else ""
+    return (
+        f'<div class="sample"><header><code>{page.text(row.get("id", ""))}</code>{"".join(chips)}</header>'
+        f'{shown}<div class="text">{page.with_tags(row.get("completion", ""))}</div>{answer}</div>'
+    )
+
+
+def _samples(measured: Sequence[Measured], stages: Sequence[StageRecord], seed: int) -> str:
+    """Random samples of the first and the last evaluation, and of the beginning and end of each RL stage."""
+    records = {item.record.folder: item for item in measured if item.record.kind == "evaluate"}
+    chosen = list(records.values())
+    parts = []
+    for item in chosen[:1] + chosen[1:][-1:]:
+        rows = random_samples(item.record, SAMPLES_SHOWN, seed)
+        if rows:
+            parts.append(f"<h3>{item.label}</h3>" + "".join(map(_sample, rows)))
+    for stage in stages:
+        if stage.kind != "rl":
+            continue
+        steps = [row["step"] for row in stage.samples()]
+        for step in dict.fromkeys((min(steps), max(steps)) if steps else ()):
+            rows = random_samples(stage, 5, seed, where=lambda row, step=step: row["step"] == step)  # type: ignore[misc]
+            title = f"{stage.name}, step {step:,}: {len(rows)} of the training batch"
+            parts.append(page.folded(title, "".join(map(_sample, rows))))
+    if not parts:
+        return ""
+    note = '<p class="muted">Drawn at random with a fixed seed, not chosen. Each reward stands beside its response.</p>'
+    return "<h2>Samples</h2>" + note + "\n".join(parts)
+
+
+def _configs(workdir: Path, stages: Sequence[StageRecord]) -> str:
+    shown = {"run": read_json(workdir / "config.json"), **{stage.name: stage.config for stage in stages}}
+    return "".join(
+        page.folded(f"config.json of {name}", f'<div class="text">{page.text(json.dumps(config, indent=2))}</div>')
+        for name, config in shown.items()
+        if config
+    )
+
+
+def write_report(workdir: Path | str, stages: Sequence[str] | None = None, *, title: str = "", seed: int = 0) -> Path:
+    """Writes `report.html` and `plots/*.png` into a run's workdir and returns the page's path.
+
+    Args:
+        workdir: a pipeline's folder with one folder per stage, or the folder of one stage.
+        stages: the stages' folder names in the order they ran (default: natural order of the names).
+        title: heading of the page; by default the run's name.
+        seed: of the choice of samples.
+
+    Raises:
+        ValueError: no stage has written anything yet, or a file is malformed (file and line named).
+    """
+    root = Path(workdir)
+    records = find_stages(root, stages)
+    if not records:
+        raise ValueError(f"{root}: no stage folder with metrics.jsonl or summary.json to report on")
+    measured = evaluations(records)
+    k = next((item.figures["k"] for item in measured if "k" in item.figures), None)
+    folder = root / "plots"
+    folder.mkdir(exist_ok=True)
+    curves = []
+    for record in records:
+        if record.kind == "evaluate":
+            continue
+        drawn = {name: plots.png(figure) for name, figure in plots.stage_figures(record.kind, record.rows, k).items()}
+        for name, data in drawn.items():
+            (folder / f"{record.name}_{name}.png").write_bytes(data)
+        # RL is what the run is about; what came before it stands below.
+        curves.append((record.kind != "rl", _curves(record, drawn)))
+    heading = title or f"r1jax: {root.resolve().name}"
+    both = len(measured) >= 2
+    body = [
+        f'<p class="muted">r1jax run report</p><h1>{page.text(heading)}</h1>',
+        _cards(measured[0].figures, measured[-1].figures) if both else "",
+        "<h2>What was run</h2>",
+        _stage_table(records),
+        _comparison(measured),
+        *(curve for _, curve in sorted(curves, key=lambda pair: pair[0])),
+        f'<p class="muted">{SMOOTHED}</p>' if curves else "",
+        _samples(measured, records, seed),
+        "<h2>Configuration</h2>" + _configs(root, records),
+    ]
+    path = root / "report.html"
+    path.write_text(page.document(heading, "\n".join(part for part in body if part)), encoding="utf-8")
+    return path
