@@ -65,7 +65,7 @@ def from_config(cls: type[T], config: Mapping[str, Any] | ml_collections.ConfigD
 
 
 def to_plain(value: Any) -> Any:
-    """The same configuration as JSON can hold it: ConfigDict and dataclass to dict, tuple to list, Enum to its value."""
+    """The same configuration as JSON holds it: ConfigDict and dataclass to dict, tuple to list, Enum to its value."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {field.name: to_plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, _DICTS):
