@@ -1,0 +1,96 @@
+"""Log-probabilities of given tokens, and the entropy, without holding the logits of the whole batch.
+
+At 32,768 tokens and a vocabulary of 129,280 the float32 logits of one row alone are 16 GiB. Tokens therefore go through
+the unembedding in chunks, and the backward pass computes each chunk's logits again instead of keeping them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+
+Array = jax.Array
+
+LOGITS_PER_CHUNK = 2**22
+"""Floats of logits that one chunk holds when the caller names no chunk: 16 MiB, near what a CPU's caches keep."""
+
+
+def logits_to_logprobs(logits: Array, targets: Array) -> tuple[Array, Array]:
+    """Log-probability of `targets` and entropy, in nats, of softmax(logits).
+
+    logits [..., V] float32, targets [...] int32 -> two arrays [...] float32. The entropy carries no gradient.
+    """
+    log_z = jax.nn.logsumexp(logits, axis=-1)
+    # A masked sum, not a gather: with the vocabulary sharded, a gather would collect all logits on every device.
+    is_target = jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1) == targets[..., None]
+    target_logits = jnp.sum(jnp.where(is_target, logits, 0.0), axis=-1)
+    log_p = jax.lax.stop_gradient(logits - log_z[..., None])
+    entropy = -jnp.sum(jnp.exp(log_p) * log_p, axis=-1)
+    return target_logits - log_z, entropy
+
+
+def project(hidden: Array, unembed: Array, temperature: float = 1.0) -> Array:
+    """Logits / temperature in float32: hidden [..., D], unembed [D, V] -> [..., V]."""
+    return jnp.einsum("...d,dv->...v", hidden, unembed, preferred_element_type=jnp.float32) / temperature
+
+
+def map_token_chunks(function: Callable[..., Any], arrays: tuple[Array, ...], chunk: int) -> Any:
+    """Apply `function` to slices along T and join the results; its insides are recomputed in the backward pass.
+
+    arrays: each [R, T, ...]; function(*slices) returns a tree of arrays [R, c, ...], token by token. At most `chunk`
+    tokens (all rows together, at least one per row) are in work at a time. The rows stay whole, so that a batch sharded
+    over rows stays so in every chunk. One chunk that holds all tokens is a plain call, without recomputation.
+    Raises ValueError if chunk < 1.
+    """
+    if chunk < 1:
+        raise ValueError(f"chunk must be at least 1 token, got {chunk}")
+    rows, length = arrays[0].shape[:2]
+    columns = max(1, chunk // max(rows, 1))
+    count = -(-length // columns)
+    if count <= 1:
+        return function(*arrays)
+    columns = -(-length // count)  # even chunks waste the fewest padding columns
+
+    def split(array: Array) -> Array:
+        padding = [(0, 0), (0, count * columns - length)] + [(0, 0)] * (array.ndim - 2)
+        return jnp.moveaxis(jnp.pad(array, padding).reshape(rows, count, columns, *array.shape[2:]), 1, 0)
+
+    def join(array: Array) -> Array:
+        return jnp.moveaxis(array, 0, 1).reshape(rows, count * columns, *array.shape[3:])[:, :length]
+
+    body = jax.checkpoint(function, prevent_cse=False)  # the scan already keeps the two computations apart
+    outputs = jax.lax.map(lambda slices: body(*slices), tuple(split(array) for array in arrays))
+    return jax.tree.map(join, outputs)
+
+
+def chunk_tokens(chunk: int | None, vocab_size: int) -> int:
+    """`chunk` itself, or when None as many tokens as LOGITS_PER_CHUNK has room for, and at least one."""
+    return max(1, LOGITS_PER_CHUNK // vocab_size) if chunk is None else chunk
+
+
+def token_logprobs(
+    hidden: Array, unembed: Array, targets: Array, temperature: float = 1.0, chunk: int | None = None
+) -> tuple[Array, Array]:
+    """Log-probability of each target under softmax(hidden @ unembed / temperature), and that softmax's entropy.
+
+    hidden [R, T, D] (after the final norm), unembed [D, V], targets [R, T] int32 -> (logprobs, entropy), both [R, T]
+    float32 in nats. No top-k or top-p: the policy of the sampler, of the old, the reference and the current model is
+    this one. Differentiable in hidden and unembed through the log-probs; the entropy is a measurement, without
+    gradient. Never holds more than `chunk` tokens' logits, forward or backward (None: LOGITS_PER_CHUNK floats; on a
+    mesh count the tokens of all devices). Positions without a meaningful target get finite values to be masked.
+    Raises ValueError if temperature <= 0 or chunk < 1.
+    """
+    if not temperature > 0:
+        raise ValueError(f"temperature must be above 0 for log-probabilities, got {temperature}")
+    chex.assert_rank([hidden, unembed, targets], [3, 2, 2])
+    chex.assert_shape(targets, hidden.shape[:2])
+    chex.assert_shape(unembed, (hidden.shape[-1], None))
+
+    def function(hidden: Array, targets: Array) -> tuple[Array, Array]:
+        return logits_to_logprobs(project(hidden, unembed, temperature), targets)
+
+    return map_token_chunks(function, (hidden, targets), chunk_tokens(chunk, unembed.shape[1]))
