@@ -1,0 +1,152 @@
+"""The procedural tasks of reasoning-gym (extra `tasks`): any of them by name and parameters, with its own verifier.
+
+Question i of a task is made from seed + i, so two seeds that are close make mostly the same questions, and small tasks
+repeat theirs anyway: questions are kept distinct, and splits are made by a hash of the question, never by seeds.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from r1jax.types import Example, Score, Status
+
+PREFIX = "reasoning_gym/"  # of Example.task
+
+
+def _library() -> Any:
+    """Returns the table of tasks: name -> (dataset class, config class)."""
+    try:
+        from reasoning_gym import factory
+    except ModuleNotFoundError as error:
+        raise ImportError(
+            f"tasks of reasoning-gym need the extra `tasks` (python -m pip install 'r1jax[tasks]'): {error}"
+        ) from error
+    return factory.DATASETS
+
+
+def task_names() -> list[str]:
+    """Names of all tasks, sorted."""
+    return sorted(_library())
+
+
+def _close(name: str, allowed: list[str]) -> str:
+    close = difflib.get_close_matches(name, allowed, n=5, cutoff=0.5)
+    return f"; close ones: {', '.join(close)}" if close else ""
+
+
+def make_dataset(name: str, params: Mapping[str, Any], seed: int) -> Any:
+    """Returns the library's dataset. ValueError for an unknown task or parameter (close names) or a bad value."""
+    library = _library()
+    if name not in library:
+        raise ValueError(f"unknown reasoning-gym task {name!r}{_close(name, sorted(library)) or '; see task_names()'}")
+    dataset_class, config_class = library[name]
+    allowed = [f.name for f in dataclasses.fields(config_class) if f.name not in ("seed", "size")]
+    for key in params:
+        if key not in allowed:
+            raise ValueError(
+                f"task {name!r} has no parameter {key!r}{_close(key, allowed)}; allowed: {', '.join(allowed)}"
+            )
+    config = config_class(**params, seed=seed)
+    try:
+        config.validate()
+    except AssertionError as error:
+        raise ValueError(f"task {name!r} refuses the parameters {dict(params)}: {error}") from error
+    return dataset_class(config=config)
+
+
+def make_examples(
+    name: str,
+    params: Mapping[str, Any],
+    size: int,
+    seed: int,
+    *,
+    key: Callable[[Example], str],
+    keep: Callable[[Example], bool] = lambda example: True,
+) -> list[Example]:
+    """Returns `size` examples with distinct questions.
+
+    Args:
+      name: of the task, e.g. "chain_sum".
+      params: of the task, e.g. {"min_terms": 2, "max_terms": 3}.
+      size: how many.
+      seed: question i is made from seed + i.
+      key: what two examples of the same question share.
+      keep: which questions belong to the split that is wanted.
+
+    Raises:
+      ValueError: unknown task or parameter; or the task has fewer such questions (it stops after 1,000 + 20 x size
+        tries without a new one).
+      ImportError: reasoning-gym is not installed.
+    """
+    if size < 1:
+        raise ValueError(f"size: {size} questions of {name!r} asked, at least 1 is needed")
+    dataset = make_dataset(name, params, seed)
+    examples: list[Example] = []
+    seen: set[str] = set()
+    index, last_new = 0, 0
+    while len(examples) < size:
+        entry = dataset[index]
+        example = Example(
+            id=f"{name}:{seed}:{index}",
+            question=entry["question"],
+            answer="" if entry["answer"] is None else str(entry["answer"]),
+            task=PREFIX + name,
+            metadata={"entry": entry, "params": dict(params)},
+        )
+        question = key(example)
+        if question not in seen and keep(example):
+            seen.add(question)
+            examples.append(example)
+            last_new = index
+        index += 1
+        if index - last_new > 1000 + 20 * size:
+            raise ValueError(f"size: {size} distinct questions of {name!r} asked, found only {len(examples)}")
+    return examples
+
+
+@functools.cache
+def _verifier(name: str, params: str) -> Any:
+    """The dataset that grades; its seed does not matter."""
+    return make_dataset(name, json.loads(params), seed=0)
+
+
+def verify(example: Example, answer: str | None, partial_credit: bool = False) -> Score:
+    """Grades an answer with the task's own verifier.
+
+    Args:
+      example: from `make_examples`.
+      answer: the text of the final answer; None = there is none: wrong.
+      partial_credit: give the verifier's value in [0, 1]; otherwise 1 for a full score and 0 for anything less.
+
+    Returns:
+      The score. A verifier that fails on the answer, yet accepts the reference answer, cannot read the answer, which is
+      then wrong; one that fails or refuses the reference answer too grades nothing (UNGRADABLE).
+    """
+    if not example.task.startswith(PREFIX) or "entry" not in example.metadata:
+        raise ValueError(f"example {example.id!r} of task {example.task!r} is not one of reasoning-gym")
+    if answer is None:
+        return Score(0.0, reason="no answer")
+    entry = example.metadata["entry"]
+    dataset = _verifier(example.task.removeprefix(PREFIX), json.dumps(example.metadata["params"], sort_keys=True))
+    value, problem = _grade(dataset, answer, entry)
+    if problem:
+        reference, _ = _grade(dataset, entry.get("answer"), entry)
+        if reference == 1.0:
+            return Score(0.0, reason=f"the verifier cannot read the answer: {problem}")
+        return Score(0.0, Status.UNGRADABLE, f"the verifier failed: {problem}")
+    if not 0.0 <= value <= 1.0:
+        return Score(0.0, Status.UNGRADABLE, f"the verifier gave {value}, which is not in [0, 1]")
+    return Score(value if partial_credit else float(value == 1.0))
+
+
+def _grade(dataset: Any, answer: str | None, entry: Mapping[str, Any]) -> tuple[float, str]:
+    """Returns the verifier's value and "", or 0 and what went wrong."""
+    try:
+        return float(dataset.score_answer(answer, entry)), ""
+    except Exception as error:  # noqa: BLE001 - foreign parsers of model text raise anything; verify() tells it apart
+        return 0.0, f"{type(error).__name__}: {error}"
