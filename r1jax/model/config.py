@@ -29,6 +29,8 @@ class Llama3RopeConfig:
 
 @dataclasses.dataclass(frozen=True)
 class RopeConfig:
+    """Rotary position embedding."""
+
     theta: float = 10000.0
     scaling: YarnConfig | Llama3RopeConfig | None = None
     interleaved: bool = False  # True: pairs (x0, x1), (x2, x3), ... as in DeepSeek; False: half-split as in Llama

@@ -5,7 +5,7 @@ from __future__ import annotations
 import flax.linen as nn
 import jax.numpy as jnp
 
-from r1jax.model.cache import GQACache
+from r1jax.model.cache import GQACache, after
 from r1jax.model.config import GQAConfig, ModelConfig
 from r1jax.model.layers import Linear, RMSNorm, causal_attention, masked_softmax
 from r1jax.model.outputs import Context
@@ -41,6 +41,7 @@ class GQA(nn.Module):
         else:
             assert cache is not None
             out = cached_attention(q, k, v, cache, context.slots, scale)
+            k, v = after(k, out), after(v, out)
         y = Linear(self.cfg, (self.cfg.width,), ("heads", "head_dim", "embed"), num_in_axes=2, name="o")(out)
         return y, GQACache(k=k.transpose(0, 2, 3, 1), v=v.transpose(0, 2, 1, 3))
 

@@ -46,7 +46,7 @@ class Linear(nn.Module):
 
 
 class RMSNorm(nn.Module):
-    """x / rms(x) * scale over the last axis, computed in float32, and scaled after casting back, as released code does."""
+    """x / rms(x) * scale over the last axis, computed in float32; the scale comes after casting back, as in HF."""
 
     cfg: ModelConfig
     eps: float

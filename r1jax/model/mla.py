@@ -7,10 +7,9 @@ and the output, so that decoding reads only the latent cache. Both compute the s
 from __future__ import annotations
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 
-from r1jax.model.cache import MLACache
+from r1jax.model.cache import MLACache, after
 from r1jax.model.config import MLAConfig, ModelConfig
 from r1jax.model.layers import Linear, RMSNorm, causal_attention, masked_softmax, normal_init
 from r1jax.model.outputs import Context
@@ -57,6 +56,7 @@ class MLA(nn.Module):
         else:
             assert cache is not None
             out = absorbed_attention(q_nope, q_pe, c_kv, k_pe, up, cache, context.slots, scale)
+            c_kv, k_pe = after(c_kv, out), after(k_pe, out)
         y = Linear(self.cfg, (self.cfg.width,), ("heads", "head_dim", "embed"), num_in_axes=2, name="o")(out)
         return y, MLACache(c_kv=c_kv, k_pe=k_pe)
 
