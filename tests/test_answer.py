@@ -92,7 +92,7 @@ def test_well_formed_completions(text: str, thought: str, answer: str) -> None:
     assert extract_final_answer(text) == answer
 
 
-# An independent statement of the form: a thought or an answer is anything without a tag in it, with a visible character.
+# An independent statement of the form: thought and answer are anything without a tag in it, and not blank.
 _NO_TAG = r"(?:(?!</?think>|</?answer>)[\s\S])*?"
 _VISIBLE = rf"(?=[ \t\n\r\f\v]*[^ \t\n\r\f\v])(?![ \t\n\r\f\v]*</?(?:think|answer)>){_NO_TAG}"
 _FORM = re.compile(rf"[ \t\n\r\f\v]*<think>{_VISIBLE}</think>[ \t\n\r\f\v]*<answer>{_VISIBLE}</answer>[ \t\n\r\f\v]*")

@@ -10,12 +10,11 @@ from r1jax.data.templates import TEMPLATES, render_completion, render_prompt
 from r1jax.rewards.answer import parse_response
 
 # Table 1 of arXiv 2501.12948 v1 as printed, its highlighted placeholder `prompt` included.
-PAPER_TABLE_1 = (
-    "A conversation between User and Assistant. The user asks a question, and the Assistant solves it. The assistant first "
-    "thinks about the reasoning process in the mind and then provides the user with the answer. The reasoning process and "
-    "answer are enclosed within <think> </think> and <answer> </answer> tags, respectively, i.e., <think> reasoning process "
-    "here </think> <answer> answer here </answer>. User: prompt. Assistant:"
-)
+PAPER_TABLE_1 = """\
+A conversation between User and Assistant. The user asks a question, and the Assistant solves it. \
+The assistant first thinks about the reasoning process in the mind and then provides the user with the answer. \
+The reasoning process and answer are enclosed within <think> </think> and <answer> </answer> tags, respectively, \
+i.e., <think> reasoning process here </think> <answer> answer here </answer>. User: prompt. Assistant:"""
 
 
 def test_r1_zero_is_the_papers_table_verbatim() -> None:
@@ -68,5 +67,5 @@ def test_render_completion_is_well_formed() -> None:
 
 @pytest.mark.parametrize(("thought", "answer"), [("", "9"), ("a", " "), ("a </think> b", "9"), ("a", "<answer> 9")])
 def test_render_completion_refuses_what_would_not_be_well_formed(thought: str, answer: str) -> None:
-    with pytest.raises(ValueError, match="is blank|contains a tag"):
+    with pytest.raises(ValueError, match=r"is blank|contains a tag"):
         render_completion(thought, answer)

@@ -82,8 +82,8 @@ def _verified(completion: str, example: Example, verify: VerifyFunction, partial
 
 
 def needs_verifier(example: Example) -> bool:
-    """True for tasks whose own verifier is the grader: `reasoning_gym` and `reasoning_gym/<name>` (or with a colon)."""
-    return example.task.replace(":", "/").split("/")[0] == "reasoning_gym"
+    """True for tasks whose own verifier is the grader: `reasoning_gym/<name>`."""
+    return example.task.split("/")[0] == "reasoning_gym"
 
 
 def score_completion(

@@ -2,8 +2,8 @@
 
 A word is either a run of Latin letters (apostrophes inside belong to it), or one Han character, or a run of letters of
 another script. Counting each Han character needs no segmentation; Chinese words have about 1.5 of them, so Chinese
-weighs a little more than English in a mixed text. Single Latin letters are left out (variables, option letters), and so are
-numbers, punctuation, tags, code and LaTeX. Latin script stands for English and Han for Chinese: French passes for
+weighs a little more than English in a mixed text. Single Latin letters are left out (variables, option letters), and so
+are numbers, punctuation, tags, code and LaTeX. Latin script stands for English and Han for Chinese: French passes for
 English here, and Japanese kanji for Chinese.
 """
 
@@ -63,8 +63,11 @@ def word_counts(text: str) -> dict[str, int]:
     """How many words of each kind `text` has: keys 'en' (Latin), 'zh' (Han), 'other'."""
     counts = {"en": 0, "zh": 0, "other": 0}
     for word in _WORD.finditer(_NO_LANGUAGE.sub(" ", text)):
-        if word.lastgroup is not None and not (word.lastgroup == "en" and len(word.group()) == 1):
-            counts[word.lastgroup] += 1
+        kind, run = str(word.lastgroup), word.group()
+        single_letter = kind == "en" and len(run) == 1
+        no_letter = kind == "other" and not any(character.isalpha() for character in run)  # e.g. a fraction sign
+        if not single_letter and not no_letter:
+            counts[kind] += 1
     return counts
 
 

@@ -1,0 +1,167 @@
+"""The total of the rewards, tasks with their own verifier, and grades that are missing."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+
+from r1jax.data.templates import render_completion
+from r1jax.rewards.combine import REWARDS, RewardConfig, Scores, score_completion, summarize, totals_and_mask
+from r1jax.types import Example, Score, Status
+
+EXAMPLE = Example(id="1", question="compute 7 + 5 - 3 ?", answer="9", task="chain_sum")
+GYM = dataclasses.replace(EXAMPLE, task="reasoning_gym/chain_sum")
+RIGHT = render_completion("seven plus five is 十二", "9")
+WRONG = render_completion("seven plus five is 十二", "8")
+
+
+def verify_number(example: Example, answer: str) -> Score:
+    """Like many of reasoning-gym's verifiers: part of the credit if the right answer is in there somewhere."""
+    if answer == example.answer:
+        return Score(1.0)
+    return Score(len(example.answer) / len(answer) if example.answer in answer else 0.01)
+
+
+@pytest.mark.parametrize(
+    ("config", "completion", "total"),
+    [
+        (RewardConfig(), RIGHT, 2.0),  # accuracy and format with the same weight, as in the paper
+        (RewardConfig(), WRONG, 1.0),
+        (RewardConfig(), "<answer> 9 </answer>", 1.0),
+        (RewardConfig(), "9", 0.0),
+        (RewardConfig(), "", 0.0),
+        (RewardConfig(format=0.5), RIGHT, 1.5),
+        (RewardConfig(accuracy=0.0), WRONG, 1.0),
+        (RewardConfig(language=1.0), RIGHT, 2.0 + 4 / 6),
+        (RewardConfig(language=0.6), WRONG, 1.0 + 0.6 * 4 / 6),
+    ],
+)
+def test_total_is_the_weighted_sum(config: RewardConfig, completion: str, total: float) -> None:
+    scores = score_completion(completion, EXAMPLE, config)
+    assert scores.total == pytest.approx(total)
+    assert scores.graded
+    assert set(scores.parts) == set(REWARDS)
+
+
+def test_rewards_of_weight_0_are_measured() -> None:
+    parts = score_completion(RIGHT, EXAMPLE, RewardConfig()).parts
+    assert parts["language"].value == pytest.approx(4 / 6)
+
+
+def test_exact_comparison_grades_words_that_math_cannot() -> None:
+    example = dataclasses.replace(EXAMPLE, answer="knight , knave")
+    completion = render_completion("if the first lies", "knight , knave")
+    assert score_completion(completion, example, RewardConfig(comparison="exact")).total == 2.0
+    assert score_completion(completion, example, RewardConfig(comparison="math")).total is None
+
+
+def test_an_ungradable_answer_has_no_total_instead_of_a_zero() -> None:
+    example = dataclasses.replace(EXAMPLE, answer="?")
+    scores = score_completion(RIGHT, example, RewardConfig())
+    assert scores.total is None
+    assert not scores.graded
+    assert scores.parts["accuracy"].status is Status.UNGRADABLE
+    assert scores.parts["format"] == Score(1.0)
+
+
+def test_what_has_no_weight_cannot_make_a_completion_ungradable() -> None:
+    assert score_completion(RIGHT, dataclasses.replace(EXAMPLE, answer="?"), RewardConfig(accuracy=0.0)).total == 1.0
+    french = dataclasses.replace(EXAMPLE, language="fr")
+    assert score_completion(RIGHT, french, RewardConfig()).total == 2.0
+    assert score_completion(RIGHT, french, RewardConfig(language=1.0)).total is None
+
+
+@pytest.mark.parametrize("task", ["reasoning_gym", "reasoning_gym/chain_sum"])
+def test_a_task_with_its_own_verifier_is_graded_by_it(task: str) -> None:
+    example = dataclasses.replace(EXAMPLE, task=task, answer="not a number")
+    assert score_completion(RIGHT, example, RewardConfig(), lambda _, answer: Score(float(answer == "9"))).total == 2.0
+    assert score_completion(WRONG, example, RewardConfig(), lambda _, answer: Score(float(answer == "9"))).total == 1.0
+
+
+def test_other_tasks_do_not_use_the_verifier() -> None:
+    assert score_completion(RIGHT, EXAMPLE, RewardConfig(), lambda *_: Score(0.0)).total == 2.0
+
+
+def test_listing_answers_earns_no_partial_credit_unless_asked_for() -> None:
+    listing = render_completion("any of these", "7 8 9")
+    assert score_completion(listing, GYM, RewardConfig(), verify_number).total == 1.0
+    assert score_completion(listing, GYM, RewardConfig(partial_credit=True), verify_number).total == pytest.approx(1.2)
+    assert score_completion(WRONG, GYM, RewardConfig(), verify_number).parts["accuracy"].value == 0.0
+    assert score_completion(RIGHT, GYM, RewardConfig(), verify_number).parts["accuracy"].value == 1.0
+
+
+def test_the_verifier_sees_the_single_final_answer_or_nothing() -> None:
+    seen: list[str] = []
+
+    def verify(example: Example, answer: str) -> Score:
+        seen.append(answer)
+        return Score(1.0)
+
+    for text in ("", "9", "<answer> 9", "<answer></answer>", "<answer> 8 </answer> <answer> 9 </answer>"):
+        assert score_completion(text, GYM, RewardConfig(), verify).total == 0.0
+    assert not seen
+    assert score_completion(RIGHT, GYM, RewardConfig(), verify).total == 2.0
+    assert seen == ["9"]
+
+
+@pytest.mark.parametrize("score", [Score(0.0, Status.TIMED_OUT), Score(1.0, Status.UNGRADABLE), Score(math.nan)])
+def test_a_verifier_without_a_grade_gives_no_total(score: Score) -> None:
+    scores = score_completion(RIGHT, GYM, RewardConfig(), lambda *_: score)
+    assert scores.total is None
+
+
+def test_a_missing_verifier_is_an_error_and_a_failing_one_is_heard() -> None:
+    with pytest.raises(
+        ValueError, match="task 'reasoning_gym/chain_sum' is graded by its own verifier, but none was given"
+    ):
+        score_completion(RIGHT, GYM, RewardConfig())
+
+    def broken(example: Example, answer: str) -> Score:
+        raise ZeroDivisionError("in the verifier")
+
+    with pytest.raises(ZeroDivisionError, match="in the verifier"):
+        score_completion(RIGHT, GYM, RewardConfig(), broken)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"comparison": "fuzzy"}, r"comparison must be one of \['exact', 'math'\], got 'fuzzy'"),
+        ({"accuracy": math.inf}, "the weight of accuracy must be finite, got inf"),
+        ({"accuracy": 0.0, "format": 0.0}, "every reward has weight 0"),
+    ],
+)
+def test_bad_configurations_are_refused(fields: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        RewardConfig(**fields)  # type: ignore[arg-type]
+
+
+def test_ungraded_completions_are_masked_and_counted() -> None:
+    ungradable = dataclasses.replace(EXAMPLE, answer="?")
+    config = RewardConfig()
+    batch = [
+        score_completion(RIGHT, EXAMPLE, config),
+        score_completion(WRONG, EXAMPLE, config),
+        score_completion(RIGHT, ungradable, config),
+        score_completion(RIGHT, GYM, config, lambda *_: Score(0.0, Status.TIMED_OUT)),
+        score_completion("9", EXAMPLE, config),
+    ]
+    totals, mask = totals_and_mask(batch)
+    np.testing.assert_array_equal(mask, [True, True, False, False, True])
+    np.testing.assert_array_equal(totals, np.array([2, 1, np.nan, np.nan, 0], np.float32))
+    metrics = summarize(batch)
+    assert metrics["reward"] == 1.0  # of 2, 1 and 0
+    assert metrics["reward/accuracy"] == pytest.approx(1 / 3)  # of 1, 0 and 0
+    assert metrics["reward/format"] == pytest.approx(4 / 5)
+    assert metrics["ungradable/accuracy"] == 1
+    assert metrics["timed_out/accuracy"] == 1
+    assert metrics["ungradable/format"] == 0
+
+
+def test_a_batch_without_a_grade_has_no_mean() -> None:
+    metrics = summarize([Scores(None, dict.fromkeys(REWARDS, Score(0.0, Status.UNGRADABLE)))])
+    assert "reward" not in metrics
+    assert metrics["ungradable/accuracy"] == 1
