@@ -66,7 +66,7 @@ class MeshConfig:
             raise ValueError(f"mesh axes {sizes} do not multiply up to {num_devices} devices")
         for axis in free:
             sizes[axis] = num_devices // fixed
-        return tuple(sizes[axis] for axis in MESH_AXES)  # type: ignore[return-value]
+        return tuple(sizes[axis] for axis in MESH_AXES)
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:

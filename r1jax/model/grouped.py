@@ -10,8 +10,6 @@ Letters: N tokens, A assignments per token, S slots (rows of the padded layout),
 
 from __future__ import annotations
 
-import functools
-
 import jax
 import jax.numpy as jnp
 from flax import struct
@@ -33,6 +31,15 @@ class Tiles:
 def num_tiles(rows: int, num_groups: int, tile_size: int) -> int:
     """The most tiles that `rows` rows can need, however they fall into groups."""
     return min(rows, (rows + num_groups * (tile_size - 1)) // tile_size)
+
+
+def choose_tile_size(rows: int, num_groups: int, smallest: int) -> int:
+    """Tile size for `rows` rows in `num_groups` groups: the power of two near an eighth of a mean group, within bounds.
+
+    Larger tiles make faster products and less traffic of weights, smaller ones less padding.
+    """
+    eighth = max(rows // (8 * num_groups), 1)
+    return max(smallest, min(1 << (eighth - 1).bit_length(), 128))
 
 
 def plan_tiles(groups: Array, num_groups: int, tile_size: int) -> Tiles:
@@ -73,36 +80,31 @@ def dispatch(x: Array, tiles: Tiles) -> Array:
     return _take(x, tiles.source // tiles.slot.shape[1])
 
 
-def _dispatch_fwd(x: Array, tiles: Tiles) -> tuple[Array, Tiles]:
-    return dispatch(x, tiles), tiles
-
-
-def _dispatch_bwd(tiles: Tiles, dy: Array) -> tuple[Array, None]:
-    return _take(dy, tiles.slot).sum(1), None
-
-
-dispatch.defvjp(_dispatch_fwd, _dispatch_bwd)
+@jax.custom_vjp
+def dispatch_gates(gates: Array, tiles: Tiles) -> Array:
+    """gates [N, A] -> [S]: each assignment's gate at its slot, zeros at the padding."""
+    return _take(gates.reshape(-1), tiles.source)
 
 
 @jax.custom_vjp
-def combine(y: Array, gates: Array, tiles: Tiles) -> Array:
-    """y [S, D], gates [N, A] -> [N, D]: the sum over each token's assignments of gate times row."""
-    return jnp.sum(_take(y, tiles.slot) * gates[:, :, None].astype(y.dtype), axis=1)
+def collect(y: Array, tiles: Tiles) -> Array:
+    """y [S, D] -> [N, D]: the sum, in order, of the rows of each token's assignments."""
+    return _take(y, tiles.slot).sum(1)
 
 
-def _combine_fwd(y: Array, gates: Array, tiles: Tiles) -> tuple[Array, tuple[Array, Array, Tiles]]:
-    return combine(y, gates, tiles), (y, gates, tiles)
-
-
-def _combine_bwd(residuals: tuple[Array, Array, Tiles], dout: Array) -> tuple[Array, Array, None]:
-    y, gates, tiles = residuals
-    gate = _take(gates.reshape(-1), tiles.source)
-    dy = _take(dout, tiles.source // tiles.slot.shape[1]) * gate[:, None].astype(dout.dtype)
-    dgates = jnp.sum((_take(y, tiles.slot) * dout[:, None]).astype(gates.dtype), axis=-1)
-    return dy.astype(y.dtype), dgates, None
-
-
-combine.defvjp(_combine_fwd, _combine_bwd)
+# Slots and assignments are one to one, so that the gradient of each gather is another gather.
+dispatch.defvjp(
+    lambda x, tiles: (dispatch(x, tiles), tiles),
+    lambda tiles, dy: (_take(dy, tiles.slot).sum(1), None),
+)
+dispatch_gates.defvjp(
+    lambda gates, tiles: (dispatch_gates(gates, tiles), tiles),
+    lambda tiles, dy: (_take(dy, tiles.slot), None),
+)
+collect.defvjp(
+    lambda y, tiles: (collect(y, tiles), tiles),
+    lambda tiles, dout: (_take(dout, tiles.source // tiles.slot.shape[1]), None),
+)
 
 
 def _tiled_product(x: Array, w: Array, tiles: Tiles) -> Array:
@@ -155,9 +157,7 @@ def _grouped_product_fwd(x: Array, w: Array, tiles: Tiles) -> tuple[Array, tuple
 
 def _grouped_product_bwd(residuals: tuple[Array, Array, Tiles], dy: Array) -> tuple[Array, Array, None]:
     x, w, tiles = residuals
-    dx = jax.lax.platform_dependent(
-        dy, w, tiles, cpu=_tiled_product_transposed, default=_ragged_product_transposed
-    )
+    dx = jax.lax.platform_dependent(dy, w, tiles, cpu=_tiled_product_transposed, default=_ragged_product_transposed)
     dw = jax.lax.platform_dependent(x, dy, tiles, cpu=_tiled_weights, default=_ragged_weights)
     return dx.astype(x.dtype), dw.astype(w.dtype), None
 
@@ -165,14 +165,11 @@ def _grouped_product_bwd(residuals: tuple[Array, Array, Tiles], dy: Array) -> tu
 grouped_product.defvjp(_grouped_product_fwd, _grouped_product_bwd)
 
 
-@functools.partial(jax.jit, static_argnames="tile_size")
 def grouped_matmul(x: Array, w: Array, group_sizes: Array, tile_size: int = 32) -> Array:
     """x [rows, D] sorted by group, w [E, D, F], group_sizes [E] int32 -> [rows, F], as `jax.lax.ragged_dot`.
 
     Rows past the sum of the group sizes come out 0.
     """
-    rows = x.shape[0]
-    group = jnp.sum(jnp.arange(rows)[:, None] >= jnp.cumsum(group_sizes), axis=-1, dtype=jnp.int32)
+    group = jnp.sum(jnp.arange(x.shape[0])[:, None] >= jnp.cumsum(group_sizes), axis=-1, dtype=jnp.int32)
     tiles = plan_tiles(group[:, None], w.shape[0], tile_size)
-    y = grouped_product(dispatch(x, tiles), w, tiles)
-    return combine(y, jnp.ones((rows, 1), y.dtype), tiles)
+    return collect(grouped_product(dispatch(x, tiles), w, tiles), tiles)

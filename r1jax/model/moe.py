@@ -6,7 +6,7 @@ Letters: B batch, T length, D width, E experts, A active experts per token, F ex
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -15,7 +15,15 @@ from flax import struct
 from jax.sharding import Mesh, PartitionSpec
 
 from r1jax.model.config import ModelConfig, MoEConfig
-from r1jax.model.grouped import combine, dispatch, grouped_product, plan_tiles
+from r1jax.model.grouped import (
+    choose_tile_size,
+    collect,
+    dispatch,
+    dispatch_gates,
+    grouped_product,
+    plan_tiles,
+)
+from r1jax.model.layers import GatedMLP, normal_init
 from r1jax.sharding import BATCH_AXES, batch_shards, constrain
 
 Array = jax.Array
@@ -34,13 +42,18 @@ class MoEAux:
 
 
 class Routing(NamedTuple):
+    """Where tokens go."""
+
     scores: Array  # [..., E] float32, affinities before the selection bias
     experts: Array  # [..., A] int32
     gates: Array  # [..., A] float32
 
 
-def validate(cfg: MoEConfig) -> None:
-    """Raises ValueError, naming the field, for a combination of fields that cannot be routed."""
+def moe_config(model: ModelConfig) -> MoEConfig:
+    """The experts' part of a configuration. Raises ValueError, naming the field, for one that cannot be routed."""
+    cfg = model.moe
+    if cfg is None:
+        raise ValueError("a model with MoE layers needs the field moe, which is None")
     if cfg.scoring not in SCORING:
         raise ValueError(f"moe.scoring is {cfg.scoring!r}, expected one of {sorted(SCORING)}")
     if cfg.group_score not in GROUP_SCORES:
@@ -57,6 +70,7 @@ def validate(cfg: MoEConfig) -> None:
         )
     if cfg.num_groups > 1 and cfg.group_score == "top2_sum" and per_group < 2:
         raise ValueError(f"moe.group_score='top2_sum' needs two experts a group, got num_groups={cfg.num_groups}")
+    return cfg
 
 
 def _top2_sum(grouped: Array) -> Array:
@@ -134,13 +148,14 @@ def routed_experts(
     """Sum over each token's experts of gate times SwiGLU expert, nothing dropped.
 
     x: [N, D]. experts, gates: [N, A]; an expert outside 0..E-1 contributes nothing. weights: gate and up [E, D, F],
-    down [E, F, D]. Returns [N, D].
+    down [E, F, D]. Returns [N, D]. The gate is applied to the inner units, which are fewer than the outer ones.
     """
     gate, up, down = weights
     tiles = plan_tiles(experts, gate.shape[0], tile_size)
     rows = dispatch(x, tiles)
     hidden = jax.nn.silu(grouped_product(rows, gate, tiles)) * grouped_product(rows, up, tiles)
-    return combine(grouped_product(hidden, down, tiles), gates, tiles)
+    hidden = hidden * dispatch_gates(gates, tiles)[:, None].astype(hidden.dtype)
+    return collect(grouped_product(hidden, down, tiles), tiles)
 
 
 EXPERT_SPECS = (
@@ -176,9 +191,16 @@ def sharded_experts(
     """`routed_experts` on a mesh: tokens split over the batch axes, experts over the expert axis.
 
     Expert weights are gathered over fsdp inside; their inner width may be split over tensor. N need not divide into
-    the batch shards: the remainder is filled with tokens that no expert takes.
+    the batch shards: the remainder is filled with tokens that no expert takes. Raises ValueError if the mesh does not
+    divide the weights.
     """
     count = x.shape[0]
+    experts_width_inner = dict(zip(("expert", "fsdp", "tensor"), weights[0].shape, strict=True))
+    for axis, size in experts_width_inner.items():
+        if size % mesh.shape[axis]:
+            raise ValueError(
+                f"expert weights [E, D, F] = {weights[0].shape} do not divide into {axis}={mesh.shape[axis]}"
+            )
     fill = -count % batch_shards(mesh)
     if fill:
         x, gates = (jnp.pad(array, ((0, fill), (0, 0))) for array in (x, gates))
@@ -193,8 +215,10 @@ def sharded_experts(
     return y[:count]
 
 
-def _weight(module: nn.Module, name: str, cfg: ModelConfig, shape: tuple[int, ...], axes: tuple[str | None, ...]) -> Array:
-    init = nn.with_logical_partitioning(nn.initializers.normal(cfg.init_std), axes)
+def _weight(
+    module: nn.Module, name: str, cfg: ModelConfig, shape: tuple[int, ...], axes: tuple[str | None, ...]
+) -> Array:
+    init: Any = nn.with_logical_partitioning(normal_init(cfg), axes)
     return module.param(name, init, shape, jnp.dtype(cfg.param_dtype)).astype(cfg.dtype)
 
 
@@ -205,12 +229,12 @@ class Router(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Routing:
-        moe = self.cfg.moe
-        init = nn.with_logical_partitioning(nn.initializers.normal(self.cfg.init_std), ("embed", None))
+        moe = moe_config(self.cfg)
+        init: Any = nn.with_logical_partitioning(normal_init(self.cfg), ("embed", None))
         kernel = self.param("kernel", init, (self.cfg.width, moe.num_experts), jnp.float32)
         bias = None
         if moe.selection_bias:
-            zeros = nn.with_logical_partitioning(nn.initializers.zeros, (None,))
+            zeros: Any = nn.with_logical_partitioning(nn.initializers.zeros, (None,))
             bias = jax.lax.stop_gradient(self.param("bias", zeros, (moe.num_experts,), jnp.float32))
         logits = jnp.einsum("btd,de->bte", x.astype(jnp.float32), kernel, precision=jax.lax.Precision.HIGHEST)
         return route(logits, bias, moe)
@@ -224,41 +248,18 @@ class Experts(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, experts: Array, gates: Array) -> Array:
-        moe, width = self.cfg.moe, self.cfg.width
+        moe, width = moe_config(self.cfg), self.cfg.width
         into = (moe.num_experts, width, moe.expert_dim), ("experts", "embed", "expert_mlp")
         back = (moe.num_experts, moe.expert_dim, width), ("experts", "expert_mlp", "embed")
         gate = _weight(self, "gate", self.cfg, *into)
         up = _weight(self, "up", self.cfg, *into)
         down = _weight(self, "down", self.cfg, *back)
+        # Along the expert axis every device sees the same assignments; along data and fsdp each has its own.
+        parts = 1 if self.mesh is None else batch_shards(self.mesh) // self.mesh.shape["expert"]
+        tile_size = choose_tile_size(experts.size // parts, moe.num_experts, moe.tile_size)
         if self.mesh is None:
-            return routed_experts(x, experts, gates, (gate, up, down), moe.tile_size)
-        return sharded_experts(x, experts, gates, (gate, up, down), moe.tile_size, self.mesh)
-
-
-class Kernel(nn.Module):
-    """One matrix under its own name: x [..., in] -> [..., out]."""
-
-    cfg: ModelConfig
-    shape: tuple[int, int]
-    axes: tuple[str, str]
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        return x @ _weight(self, "kernel", self.cfg, self.shape, self.axes)
-
-
-class SharedExperts(nn.Module):
-    """The experts every token takes, as one SwiGLU of num_shared * expert_dim inner units."""
-
-    cfg: ModelConfig
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        inner = self.cfg.moe.num_shared * self.cfg.moe.expert_dim
-        into = (self.cfg.width, inner), ("embed", "mlp")
-        gate = Kernel(self.cfg, *into, name="gate")(x)
-        up = Kernel(self.cfg, *into, name="up")(x)
-        return Kernel(self.cfg, (inner, self.cfg.width), ("mlp", "embed"), name="down")(jax.nn.silu(gate) * up)
+            return routed_experts(x, experts, gates, (gate, up, down), tile_size)
+        return sharded_experts(x, experts, gates, (gate, up, down), tile_size, self.mesh)
 
 
 class MoE(nn.Module):
@@ -273,8 +274,7 @@ class MoE(nn.Module):
 
         Padding is routed like any token, but takes no part in the load and the balance loss.
         """
-        moe = self.cfg.moe
-        validate(moe)
+        moe = moe_config(self.cfg)
         batch, length, width = x.shape
         with jax.named_scope("router"):
             routing = Router(self.cfg, name="router")(x)
@@ -286,5 +286,5 @@ class MoE(nn.Module):
             y = constrain(y.reshape(x.shape), self.mesh, ("batch", "length", "act_embed"))
         if moe.num_shared:
             with jax.named_scope("shared"):
-                y = y + SharedExperts(self.cfg, name="shared")(x)
+                y = y + GatedMLP(self.cfg, moe.num_shared * moe.expert_dim, name="shared")(x)
         return y, MoEAux(load, balance_loss, num_sequences, routing.experts)
