@@ -1,0 +1,203 @@
+"""Prefill and decode as pure functions of an explicit state; `sampler.Sampler` compiles and calls them.
+
+A completion depends on its prompt, the parameters and its own key only. The draw of response token t uses
+fold_in(row key, t), every operation of the model treats rows alike, and rows that are done keep being computed (their
+tokens are thrown away), so that shapes never change within a chunk.
+
+The loop runs in chunks of steps. The cache has just the slots that its chunk can reach and grows between chunks, since
+a decode step reads all of them.
+
+Letters: B rows, P prompt width, L longest response, V vocabulary, M MoE layers, A active experts.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jax.sharding import Mesh
+
+from r1jax.model.cache import Cache, grow_cache, init_cache, take_rows
+from r1jax.model.config import ModelConfig
+from r1jax.model.heads import logits_of, unembedding
+from r1jax.model.outputs import Output
+from r1jax.model.transformer import Transformer
+from r1jax.sampling.logits import sample_token
+from r1jax.types import Array, Params
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplingConfig:
+    """How responses are drawn. `sampling.sampler.Sampler` compiles one set of programs for each such config."""
+
+    max_new_tokens: int  # L, the longest response; a call may ask for less
+    temperature: float = 1.0  # 0: greedy
+    top_k: int = 0  # 0: all tokens
+    top_p: float = 1.0
+    stop_tokens: tuple[int, ...] = ()  # ids that end a response and are part of it
+    stop_strings: tuple[str, ...] = ()  # a response ends with the first token after which its text contains one
+    chunk: int = 32  # decode steps between two growths of the cache
+    record_experts: bool = False
+
+    def __post_init__(self) -> None:
+        """Raises ValueError naming the field that is out of range."""
+        if self.max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens is {self.max_new_tokens}, expected at least 1")
+        if self.chunk < 1:
+            raise ValueError(f"chunk is {self.chunk}, expected at least 1")
+        if not self.temperature >= 0:
+            raise ValueError(f"temperature is {self.temperature}, expected 0 (greedy) or more")
+        if self.top_k < 0:
+            raise ValueError(f"top_k is {self.top_k}, expected 0 (all tokens) or more")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p is {self.top_p}, expected more than 0 and at most 1")
+
+
+@struct.dataclass
+class DecodeState:
+    """All that decoding carries from step to step. Response arrays are empty (0; experts -1) from `lengths` on."""
+
+    cache: Cache
+    key_data: Array  # [B, ...] uint32, data of the row keys
+    automaton: Array  # [B] int32, state of the stop automaton
+    done: Array  # [B] bool, a stop token or stop string was drawn
+    active: Array  # [] int32, rows not done
+    step: Array  # [] int32, response tokens drawn so far, the same for all rows
+    lengths: Array  # [B] int32, the stop token included
+    tokens: Array  # [B, L] int32
+    logprobs: Array  # [B, L] float32 of logits / T, untruncated
+    experts: Array | None  # [B, L, M, A] int8 or int16: experts[:, t] routed the token that *predicts* token t
+
+
+def chunk_ends(cfg: SamplingConfig) -> tuple[int, ...]:
+    """Response lengths at which the chunks end. The first token comes from the prefill, before any chunk."""
+    if cfg.max_new_tokens == 1:
+        return ()
+    return (*range(1 + cfg.chunk, cfg.max_new_tokens, cfg.chunk), cfg.max_new_tokens)
+
+
+def cache_slots(prompt_width: int, end: int) -> int:
+    """Slots needed until `end` response tokens are drawn: the last one is not fed back."""
+    return prompt_width + end - 1
+
+
+def grow(state: DecodeState, slots: int) -> DecodeState:
+    """The same state with a cache of `slots` slots."""
+    return state.replace(cache=grow_cache(state.cache, slots))  # type: ignore[attr-defined]
+
+
+def select_rows(state: DecodeState, rows: Array) -> DecodeState:
+    """The state of the rows [B'] only, in that order; the steps of a row do not depend on the others."""
+    done = state.done[rows]
+    return DecodeState(
+        cache=take_rows(state.cache, rows),
+        key_data=state.key_data[rows],
+        automaton=state.automaton[rows],
+        done=done,
+        active=jnp.sum(~done, dtype=jnp.int32),
+        step=state.step,
+        lengths=state.lengths[rows],
+        tokens=state.tokens[rows],
+        logprobs=state.logprobs[rows],
+        experts=None if state.experts is None else state.experts[rows],
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Decoder:
+    """The pure functions of one model under one sampling configuration; everything static is a field."""
+
+    model_cfg: ModelConfig
+    cfg: SamplingConfig
+    mesh: Mesh | None = None
+    key_impl: str = "threefry2x32"
+
+    def prefill(
+        self, params: Params, prompts: Array, lengths: Array, key_data: Array, unused: Array, stops: Array
+    ) -> DecodeState:
+        """Runs the prompts and draws the first response token.
+
+        Args:
+          params: the model's parameters.
+          prompts: [B, P] int32, left-padded.
+          lengths: [B] int32, real tokens of each prompt, at least 1.
+          key_data: [B, ...] uint32, data of one key per row.
+          unused: [B] bool, rows that only fill the batch: they draw nothing.
+          stops: [S, V] int32, see `stop.stop_table`.
+        """
+        batch, width = prompts.shape
+        limit, moe = self.cfg.max_new_tokens, self.model_cfg.moe
+        slots = cache_slots(width, next(iter(chunk_ends(self.cfg)), 1))
+        cache = init_cache(self.model_cfg, lengths, width, slots, self.model_cfg.dtype)
+        experts = None
+        if self.cfg.record_experts and moe is not None and self.model_cfg.num_moe_layers:
+            dtype = jnp.int8 if moe.num_experts <= 128 else jnp.int16
+            experts = jnp.full((batch, limit, self.model_cfg.num_moe_layers, moe.num_active), -1, dtype)
+        state = DecodeState(
+            cache=cache,
+            key_data=key_data,
+            automaton=jnp.zeros((batch,), jnp.int32),
+            done=unused,
+            active=jnp.zeros((), jnp.int32),
+            step=jnp.zeros((), jnp.int32),
+            lengths=jnp.zeros((batch,), jnp.int32),
+            tokens=jnp.zeros((batch, limit), jnp.int32),
+            logprobs=jnp.zeros((batch, limit), jnp.float32),
+            experts=experts,
+        )
+        positions = jnp.maximum(jnp.arange(width)[None, :] - cache.start[:, None], 0)
+        return self._advance(params, state, prompts, positions, stops)
+
+    def decode_chunk(self, params: Params, state: DecodeState, limit: Array, stops: Array, end: int) -> DecodeState:
+        """Draws tokens until `end` are drawn, or `limit` ([] int32), or all rows are done, whichever comes first."""
+        last = jnp.minimum(limit, end)
+
+        def unfinished(state: DecodeState) -> Array:
+            return (state.step < last) & (state.active > 0)
+
+        def body(state: DecodeState) -> DecodeState:
+            tokens = jax.lax.dynamic_slice_in_dim(state.tokens, state.step - 1, 1, axis=1)
+            positions = (state.cache.index - state.cache.start)[:, None]
+            return self._advance(params, state, tokens, positions, stops)
+
+        return jax.lax.while_loop(unfinished, body, state)
+
+    def _advance(
+        self, params: Params, state: DecodeState, tokens: Array, positions: Array, stops: Array
+    ) -> DecodeState:
+        """Feeds tokens [B, T] to the model and draws the next response token from the last of them."""
+        model = Transformer(self.model_cfg, self.mesh)
+        out: Output = model.apply({"params": params}, tokens, positions, cache=state.cache)
+        with jax.named_scope("head"):
+            logits = logits_of(out.hidden[:, -1], unembedding(params, self.model_cfg))
+        with jax.named_scope("draw"):
+            keys = jax.random.wrap_key_data(state.key_data, impl=self.key_impl)
+            keys = jax.vmap(lambda key: jax.random.fold_in(key, state.step))(keys)
+            token, logprob = sample_token(logits, keys, self.cfg.temperature, self.cfg.top_k, self.cfg.top_p)
+        with jax.named_scope("record"):
+            live = ~state.done
+            token = jnp.where(live, token, 0)
+            automaton = jnp.where(live, stops[state.automaton, token], state.automaton)
+            done = state.done | (automaton == stops.shape[0])
+
+            def put(record: Array, value: Array, empty: int) -> Array:
+                value = jnp.where(live.reshape(-1, *[1] * (value.ndim - 1)), value.astype(record.dtype), empty)
+                return jax.lax.dynamic_update_slice_in_dim(record, value[:, None], state.step, axis=1)
+
+            experts = state.experts
+            if experts is not None:
+                experts = put(experts, out.aux.experts[:, :, -1].swapaxes(0, 1), -1)
+            return DecodeState(
+                cache=out.cache,
+                key_data=state.key_data,
+                automaton=automaton,
+                done=done,
+                active=jnp.sum(~done, dtype=jnp.int32),
+                step=state.step + 1,
+                lengths=state.lengths + live,
+                tokens=put(state.tokens, token, 0),
+                logprobs=put(state.logprobs, logprob, 0),
+                experts=experts,
+            )
