@@ -220,6 +220,11 @@ def test_missing_metrics_are_not_drawn(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "plots").iterdir()] == [f"{tmp_path.name}_loss.png"]
 
 
+def test_a_metric_that_is_always_zero_is_said_and_not_drawn(run: Path) -> None:
+    assert not (run / "plots/3_rl_ungradable.png").exists()
+    assert "Zero at every step: ungradable responses." in (run / "report.html").read_text(encoding="utf-8")
+
+
 def test_without_evaluate_stages_the_evaluations_inside_rl_are_compared(tmp_path: Path) -> None:
     write_jsonl(tmp_path / "rl/metrics.jsonl", rl_rows(13, np.random.default_rng(0)))
     html = report.write_report(tmp_path).read_text(encoding="utf-8")

@@ -23,7 +23,7 @@ h2 { font-size: 1.2rem; margin: 2.4rem 0 .6rem; }
 h3 { font-size: 1rem; margin: 1.4rem 0 .4rem; }
 p { margin: .4rem 0; max-width: 75ch; }
 .muted, figcaption { color: var(--muted); font-size: .88rem; }
-.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); gap: .7rem; margin: 1.2rem 0; }
+.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(140px, 1fr)); gap: .7rem; margin: 1.2rem 0; }
 .card, figure, .table, .sample { background: var(--paper); border: 1px solid var(--rule); border-radius: 10px; }
 .card { padding: .75rem .9rem; }
 .card .name { color: var(--muted); font-size: .82rem; }
@@ -36,7 +36,8 @@ tr:last-child td, tr:last-child th { border-bottom: 0; }
 thead th { color: var(--muted); font-weight: 600; font-size: .82rem; }
 tbody th { font-weight: 500; }
 td { white-space: nowrap; }
-td small, th small { color: var(--muted); font-size: .82em; }
+tbody tr:hover { background: #fafbfc; }
+td small, th small { font-weight: 400; color: var(--muted); font-size: .82em; }
 .wide, .small { display: grid; gap: .8rem; margin: .8rem 0; }
 .wide { grid-template-columns: repeat(auto-fit, minmax(min(100%, 430px), 1fr)); }
 .small { grid-template-columns: repeat(auto-fill, minmax(min(100%, 310px), 1fr)); }
@@ -56,7 +57,8 @@ figcaption { padding: 0 .4rem .2rem; }
 .warn { background: #fdf0d5; color: #7a5200; }
 details summary { cursor: pointer; color: var(--blue); font-size: .9rem; padding: .25rem 0; }
 @media (max-width: 520px) { main { padding: 1rem .7rem 3rem; } h1 { font-size: 1.4rem; }
-  th, td { padding: .45rem .55rem; } td { white-space: normal; } }
+  th, td { padding: .45rem .55rem; } td { white-space: normal; } table { font-size: .84rem; }
+  td small, th small { display: block; } tbody th small { display: none; } .card .value { font-size: 1.2rem; } }
 """
 
 

@@ -27,9 +27,10 @@ GRAY = "#a3abb5"  # training batches, raw values behind a running mean
 INK = "#1f2933"
 MUTED = "#66717e"
 RULE = "#e3e7ec"
+LINE_COLORS = (BLUE, RED, TEAL)
 SECTIONS = ("#2166ac", "#e0a030", "#14807a", "#8e5ea2", "#c8443a", "#7b8794", "#6baed6", "#b5bd4c")
 
-WIDE = (6.6, 3.9)  # inches
+WIDE = (5.6, 3.5)  # inches
 SMALL = (4.4, 2.75)
 DPI = 170
 SMOOTH_FROM = 120  # points from which a running mean is drawn over the raw values
@@ -112,6 +113,8 @@ PRETRAIN_PANELS = (
     Panel("learning_rate", "Learning rate", "", (("learning_rate", "rate"),), "zero"),
 )
 
+PANELS = {"rl": RL_PANELS, "pretrain": PRETRAIN_PANELS}
+
 
 def png(figure: Figure) -> bytes:
     """The figure as a PNG file."""
@@ -132,12 +135,11 @@ def running_mean(values: np.ndarray, width: int) -> np.ndarray:
 def _canvas(size: tuple[float, float], title: str, unit: str, *, legend: bool) -> tuple[Figure, Axes]:
     figure = Figure(figsize=size, layout=ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.06))
     axes = figure.add_subplot()
-    scale = 1.0 if size == SMALL else 1.1
-    axes.set_title(title, loc="left", fontsize=10.5 * scale, color=INK, fontweight="bold", pad=24 if legend else 8)
-    axes.set_xlabel("step", fontsize=8.5 * scale, color=MUTED)
-    axes.set_ylabel(unit, fontsize=8.5 * scale, color=MUTED)
-    axes.tick_params(labelsize=8.5 * scale, colors=MUTED, length=0)
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, min_n_ticks=1))
+    axes.set_title(title, loc="left", fontsize=10.5, color=INK, fontweight="bold", pad=24 if legend else 8)
+    axes.set_xlabel("step", fontsize=8.5, color=MUTED)
+    axes.set_ylabel(unit, fontsize=8.5, color=MUTED)
+    axes.tick_params(which="both", labelsize=8.5, colors=MUTED, length=0)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
     axes.grid(axis="y", color=RULE, linewidth=0.8)
     axes.set_axisbelow(True)
     for side in ("top", "right", "left"):
@@ -148,7 +150,7 @@ def _canvas(size: tuple[float, float], title: str, unit: str, *, legend: bool) -
 
 def _legend(axes: Axes, columns: int = 4, size: float = 8.5) -> None:
     """Above the axes and below the title, where it can cover no line."""
-    axes.legend(
+    legend = axes.legend(
         loc="lower left",
         bbox_to_anchor=(-0.01, 1.0),
         ncols=columns,
@@ -160,6 +162,7 @@ def _legend(axes: Axes, columns: int = 4, size: float = 8.5) -> None:
         handletextpad=0.5,
         columnspacing=1.2,
     )
+    legend.set_in_layout(False)  # its room is the pad of the title; it must not squeeze the axes
 
 
 def _draw(axes: Axes, line: Series, color: str, label: str, *, width: float = 1.8, markers: bool = True) -> None:
@@ -173,12 +176,9 @@ def _draw(axes: Axes, line: Series, color: str, label: str, *, width: float = 1.
     axes.plot(line.steps, line.values, color=color, linewidth=width, marker=marker, markersize=3.2, label=label)
 
 
-def _percent(value: float) -> str:
-    return f"{100 * value:.1f} %"
-
-
-def _change(line: Series, form: str = "{:.0f}") -> str:
-    return f"{form.format(line.first)} → {form.format(line.last)}"
+def _change(line: Series) -> str:
+    """First and last value of a share, in percent."""
+    return f"{100 * line.first:.1f} → {100 * line.last:.1f} %"
 
 
 def accuracy_figure(rows: Sequence[Row], k: int | None = None) -> Figure | None:
@@ -190,19 +190,19 @@ def accuracy_figure(rows: Sequence[Row], k: int | None = None) -> Figure | None:
     figure, axes = _canvas(WIDE, "Accuracy during RL", "share of responses right", legend=True)
     if training is not None:
         color, width = (GRAY, 1.1) if passed is not None else (BLUE, 1.8)
-        _draw(axes, training, color, "training batches", width=width, markers=False)
+        _draw(axes, training, color, "training", width=width, markers=False)
     if consensus is not None:
-        label = f"cons@{k if k else 'k'}  {_percent(consensus.first)} → {_percent(consensus.last)}"
+        label = f"cons@{k if k else 'k'}  {_change(consensus)}"
         _draw(axes, consensus, RED, label, width=2.0)
     if passed is not None:
-        label = f"pass@1  {_percent(passed.first)} → {_percent(passed.last)}"
+        label = f"pass@1  {_change(passed)}"
         _draw(axes, passed, BLUE, label, width=2.2)
         if error is not None and np.array_equal(error.steps, passed.steps):
             low, high = passed.values - error.values, passed.values + error.values
             axes.fill_between(passed.steps, low, high, color=BLUE, alpha=0.18, linewidth=0)
     axes.set_ylim(0, 1.02)
     axes.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0, symbol=" %"))
-    _legend(axes, size=9)
+    _legend(axes)
     return figure
 
 
@@ -217,7 +217,7 @@ def length_figure(rows: Sequence[Row]) -> Figure | None:
         if std is not None and np.array_equal(std.steps, mean.steps):
             low, high = np.maximum(mean.values - std.values, 0), mean.values + std.values
             axes.fill_between(mean.steps, low, high, color=TEAL, alpha=0.15, linewidth=0, label="± 1 std of responses")
-        _draw(axes, mean, TEAL, f"training batches  {_change(mean)} tokens", width=2.0, markers=False)
+        _draw(axes, mean, TEAL, f"training  {mean.first:,.0f} → {mean.last:,.0f} tokens", width=2.0, markers=False)
     if held_out is not None:
         axes.plot(
             held_out.steps,
@@ -234,7 +234,7 @@ def length_figure(rows: Sequence[Row]) -> Figure | None:
         )
     axes.set_ylim(bottom=0)
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-    _legend(axes, size=9)
+    _legend(axes)
     return figure
 
 
@@ -243,7 +243,7 @@ def _scale_axis(axes: Axes, scale: str, values: np.ndarray) -> None:
         axes.set_ylim(0, 1.03)
         axes.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0, symbol=" %"))
     elif scale == "percent":
-        axes.set_ylim(0, max(1.1 * float(values.max()), 0.01))
+        axes.set_ylim(0, 1.1 * float(values.max()))
         axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.3g} %"))
     elif scale == "log" and values.min() > 0:
@@ -258,25 +258,42 @@ def _scale_axis(axes: Axes, scale: str, values: np.ndarray) -> None:
         axes.yaxis.get_offset_text().set(fontsize=8, color=MUTED)
 
 
+def _panel_lines(panel: Panel, rows: Sequence[Row]) -> dict[str, tuple[Series, str]]:
+    """label -> (series, color) of a panel's metrics that were logged."""
+    if panel.scale == "layers":
+        layers = layer_series(rows, panel.lines[0][0])
+        shades = mpl.colormaps["viridis"](np.linspace(0.1, 0.8, max(len(layers), 2)))
+        colors = [mpl.colors.to_hex(shade) for shade in shades] if len(layers) > 1 else [BLUE]
+        return {label: (line, color) for (label, line), color in zip(layers.items(), colors, strict=False)}
+    found = [(label, series(rows, name), color) for (name, label), color in zip(panel.lines, LINE_COLORS, strict=False)]
+    return {label: (line, color) for label, line, color in found if line is not None}
+
+
+def always_zero(kind: str, rows: Sequence[Row]) -> list[str]:
+    """Titles of the panels whose metric was logged and always zero: a sentence says more than a flat line."""
+    titles = []
+    for panel in PANELS.get(kind, ()):
+        lines = _panel_lines(panel, rows)
+        if (
+            lines
+            and panel.scale in ("zero", "percent", "log")
+            and not any(line.values.any() for line, _ in lines.values())
+        ):
+            titles.append(panel.title)
+    return titles
+
+
 def panel_figure(panel: Panel, rows: Sequence[Row]) -> Figure | None:
     """One metric (or a few) over steps; None where none was logged."""
-    if panel.scale == "layers":
-        lines = layer_series(rows, panel.lines[0][0])
-        shades = mpl.colormaps["viridis"](np.linspace(0.1, 0.8, max(len(lines), 2)))
-        colors = [mpl.colors.to_hex(shade) for shade in shades] if len(lines) > 1 else [BLUE]
-    else:
-        found = {label: series(rows, metric) for metric, label in panel.lines}
-        lines = {label: line for label, line in found.items() if line is not None}
-        by_label = dict(zip([label for _, label in panel.lines], (BLUE, RED, TEAL), strict=False))
-        colors = [by_label[label] for label in lines]
+    lines = _panel_lines(panel, rows)
     if not lines:
         return None
     # More layers than a legend can hold: the shade says how deep a layer is, and the first and last are named.
     named = set(lines) if len(lines) <= 4 else {next(iter(lines)), next(reversed(lines))}
     figure, axes = _canvas(SMALL, panel.title, panel.unit, legend=len(lines) > 1)
-    for (label, line), color in zip(lines.items(), colors, strict=True):
+    for label, (line, color) in lines.items():
         _draw(axes, line, color, label if label in named else f"_{label}", width=1.7)
-    _scale_axis(axes, panel.scale, np.concatenate([line.values for line in lines.values()]))
+    _scale_axis(axes, panel.scale, np.concatenate([line.values for line, _ in lines.values()]))
     if len(lines) > 1:
         _legend(axes)
     return figure
@@ -303,7 +320,7 @@ def time_figure(rows: Sequence[Row]) -> Figure | None:
         stack[index, np.searchsorted(steps, line.steps)] = line.values
     if len(steps) >= SMOOTH_FROM:
         stack = np.stack([running_mean(values, len(steps) // 40) for values in stack])
-    figure, axes = _canvas(WIDE, "Wall time of a step", "seconds", legend=True)
+    figure, axes = _canvas(SMALL, "Wall time of a step", "seconds per part", legend=True)
     colors = [SECTIONS[i % len(SECTIONS)] for i in range(len(sections))]
     labels = [name.replace("_", " ") for name in sections]
     axes.stackplot(steps, stack, labels=labels, colors=colors, step="mid" if len(steps) < 60 else None, linewidth=0)
@@ -311,7 +328,7 @@ def time_figure(rows: Sequence[Row]) -> Figure | None:
     totals = stack.sum(axis=0)
     axes.set_ylim(0, 1.25 * float(np.quantile(totals, 0.95)) if len(steps) > 20 else 1.05 * float(totals.max()))
     axes.set_xlim(steps[0] - 0.5, steps[-1] + 0.5)
-    _legend(axes, columns=5, size=9)
+    _legend(axes, columns=5)
     return figure
 
 
@@ -336,7 +353,8 @@ def stage_figures(kind: str, rows: Sequence[Row], k: int | None = None) -> Mappi
     if kind == "rl":
         figures["accuracy"] = accuracy_figure(rows, k)
         figures["length"] = length_figure(rows)
-    for panel in RL_PANELS if kind == "rl" else PRETRAIN_PANELS if kind == "pretrain" else ():
+    flat = always_zero(kind, rows)
+    for panel in (panel for panel in PANELS.get(kind, ()) if panel.title not in flat):
         figures[panel.name] = panel_figure(panel, rows)
     figures["time"] = time_figure(rows)
     figures["rate"] = rate_figure(rows)

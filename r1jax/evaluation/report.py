@@ -17,12 +17,14 @@ from r1jax.evaluation import estimators, page, plots
 from r1jax.evaluation.records import Row, StageRecord, find_stages, random_samples, read_json, series
 
 SAMPLES_SHOWN = 10
-WIDE_FIGURES = ("accuracy", "length", "time")
-SMOOTHED = f"Where there are {plots.SMOOTH_FROM} points or more, the line is a running mean over 1/40 of them."
+WIDE_FIGURES = ("accuracy", "length")
+NOTES = (
+    f"Where there are {plots.SMOOTH_FROM} points or more, the line is a running mean over 1/40 of them. "
+    "The wall time of a step is stacked by its parts; steps that compile may reach beyond the axis."
+)
 CAPTIONS = {
     "accuracy": "Held-out questions; the band is one standard error over problems. As figure 2 of the R1 paper (v1).",
     "length": "Prompt excluded, stop token included. As figure 3 of the R1 paper (v1).",
-    "time": "Mean of the parts, stacked. The first steps compile and may reach beyond the axis.",
 }
 KIND_TITLES = {"rl": "Reinforcement learning", "pretrain": "Pretraining"}
 
@@ -119,7 +121,11 @@ LINES = (
     Line("Mean response length <small>tokens</small>", _length, _factor("length_mean")),
     Line("Well-formed responses", _share("format"), _points("format")),
     Line("Words in the prompt's language", _share("language"), _points("language")),
-    Line("Reflection words per response", lambda figures: number(figures.get("reflection_words"), 2)),
+    Line(
+        "Reflection words per response",
+        lambda figures: number(figures.get("reflection_words"), 2),
+        _factor("reflection_words"),
+    ),
     Line("Cut by the length limit", _share("truncation_rate"), _points("truncation_rate")),
     Line("Ungradable responses", _ungradable),
     Line("Protocol", _protocol),
@@ -222,7 +228,7 @@ def _stage_table(stages: Sequence[StageRecord]) -> str:
             notes.append(f"pass@1 {_pass_at_1(stage.summary)}")
         duration = "–" if seconds is None else _duration(seconds)
         rows.append([page.text(stage.name), page.text(stage.kind), steps, duration, "; ".join(notes)])
-    return page.table(["stage", "kind", "steps", "wall time", "result"], rows)
+    return page.table(["stage", "kind", "last step", "wall time", "result"], rows)
 
 
 def _curves(stage: StageRecord, figures: Mapping[str, bytes]) -> str:
@@ -235,7 +241,9 @@ def _curves(stage: StageRecord, figures: Mapping[str, bytes]) -> str:
     small = "".join(
         page.picture(data, f"{stage.name}: {name}") for name, data in figures.items() if name not in WIDE_FIGURES
     )
-    return f'<h2>{title}</h2><div class="wide">{wide}</div><div class="small">{small}</div>'
+    flat = plots.always_zero(stage.kind, stage.rows)
+    zero = f'<p class="muted">Zero at every step: {page.text(", ".join(flat).lower())}.</p>' if flat else ""
+    return f'<h2>{title}</h2><div class="wide">{wide}</div><div class="small">{small}</div>{zero}'
 
 
 def _reward_chip(name: str, reward: Mapping[str, Any]) -> str:
@@ -337,7 +345,7 @@ def write_report(workdir: Path | str, stages: Sequence[str] | None = None, *, ti
         _stage_table(records),
         _comparison(measured),
         *(curve for _, curve in sorted(curves, key=lambda pair: pair[0])),
-        f'<p class="muted">{SMOOTHED}</p>' if curves else "",
+        f'<p class="muted">{NOTES}</p>' if curves else "",
         _samples(measured, records, seed),
         "<h2>Configuration</h2>" + _configs(root, records),
     ]

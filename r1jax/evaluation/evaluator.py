@@ -1,0 +1,73 @@
+"""Asks a policy every question k times and grades the answers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from r1jax.data import reasoning_tasks
+from r1jax.evaluation.estimators import Evaluation, summarize
+from r1jax.rewards.answer import extract_final_answer
+from r1jax.rewards.combine import RewardConfig
+from r1jax.rewards.language import language_share, reflection_count, thought_of
+from r1jax.rewards.math_accuracy import answer_key
+from r1jax.rollout import Completer, GradedRollout, grade
+from r1jax.types import Array, Example, Params
+
+
+def evaluate_examples(
+    completer: Completer, params: Params, examples: Sequence[Example], samples: int, key: Array, rewards: RewardConfig
+) -> dict[str, Any]:
+    """The figures of `estimators.summarize` over `samples` answers to each example."""
+    rollout, texts = completer.complete(params, examples, samples, key)
+    graded = grade(rollout, texts, examples, rewards, reasoning_tasks.verify)
+    return summarize(evaluation_of([graded]))
+
+
+def evaluation_of(parts: Sequence[GradedRollout]) -> Evaluation:
+    """What was measured on graded answers; all parts have the same number of samples per example."""
+    samples = parts[0].samples
+    examples = [example for part in parts for example in part.examples]
+    texts = [text for part in parts for text in part.texts]
+    scores = [score for part in parts for score in part.scores]
+    shape = (len(examples), samples)
+
+    def table(values: Sequence[Any], dtype: Any) -> np.ndarray:
+        return np.array(values, dtype).reshape(shape)
+
+    accuracies = [score.parts["accuracy"] for score in scores]
+    shares = [
+        language_share(thought_of(text), examples[i // samples].language) for i, text in enumerate(texts)
+    ]
+    answers = [_majority_key(text, examples[i // samples]) for i, text in enumerate(texts)]
+    steps = [example.metadata.get("steps") for example in examples]
+    return Evaluation(
+        correct=table([a.graded and a.value >= 1.0 for a in accuracies], bool),
+        graded=table([a.graded for a in accuracies], bool),
+        answers=[answers[i : i + samples] for i in range(0, len(answers), samples)],
+        gold=[_gold_key(example) for example in examples],
+        lengths=table(np.concatenate([p.rollout.response_lengths for p in parts]), np.int64),
+        finished=table(np.concatenate([p.rollout.finished for p in parts]), bool),
+        format=table([s.parts["format"].value for s in scores], np.float64),
+        language=table([np.nan if share is None else share for share in shares], np.float64),
+        reflection=table([reflection_count(text) for text in texts], np.int64),
+        groups=[f"{e.task}, {s} steps" for e, s in zip(examples, steps, strict=True)] if None not in steps else None,
+    )
+
+
+def _majority_key(text: str, example: Example) -> str | None:
+    answer = extract_final_answer(text)
+    return None if answer is None else _key(answer, example)
+
+
+def _gold_key(example: Example) -> str | None:
+    return _key(example.answer, example) if example.answer.strip() else None
+
+
+def _key(answer: str, example: Example) -> str:
+    """The same string for answers that count as the same; the order of a set of numbers does not."""
+    if example.metadata.get("any_order"):
+        return " ".join(sorted(answer.replace(",", " ").split()))
+    return answer_key(answer)
