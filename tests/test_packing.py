@@ -227,7 +227,7 @@ def test_policy_errors_name_the_sequence():
         pack_policy(tokens, np.array([1, 0]), tokens, ones, 8)
     with pytest.raises(DataError, match="sequence 0 has prompt length 1 and response length 4"):
         pack_policy(tokens, ones, tokens, np.array([4, 1]), 8)
-    with pytest.raises(DataError, match="document 1 takes 5 slots, a row has 4"):
+    with pytest.raises(DataError, match="sequence 1 takes 5 slots, a row has 4"):
         pack_policy(tokens, np.array([1, 3]), tokens, np.array([1, 3]), 4)
     with pytest.raises(ValueError, match="2 prompts, but 1 responses"):
         pack_policy(tokens, ones, tokens[:1], ones, 8)

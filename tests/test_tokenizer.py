@@ -39,6 +39,13 @@ def sp(tmp_path_factory) -> SentencePieceTokenizer:
     return train_sentencepiece(SENTENCES, tmp_path_factory.mktemp("sp") / "sub" / "tiny.model", 310)
 
 
+@pytest.fixture(scope="module")
+def spaced(tmp_path_factory) -> SentencePieceTokenizer:
+    path = tmp_path_factory.mktemp("sp") / "spaced.model"
+    symbols = ["<think>", " <think>", "</think>", ","]
+    return train_sentencepiece(SENTENCES, path, 311, symbols, model_type="unigram", split_digits=False)
+
+
 def byte_level_bpe(**changes) -> tokenizers.Tokenizer:
     """A BPE tokenizer laid out as the released ones are, trained here."""
     tokenizer = tokenizers.Tokenizer(models.BPE())
@@ -84,6 +91,12 @@ def test_any_string_comes_back_also_encoded_in_two_parts(sp, bpe, text, other):
         first, second = tokenizer.encode(text), tokenizer.encode(other)
         assert tokenizer.decode(first) == text
         assert tokenizer.decode(first + second) == text + other
+
+
+@settings(max_examples=200, deadline=None)
+@given(text=TEXT)
+def test_any_string_comes_back_from_unigram_with_spaced_symbols_too(spaced, text):
+    assert spaced.decode(spaced.encode(text)) == text
 
 
 @settings(max_examples=200, deadline=None)
@@ -135,6 +148,11 @@ def test_sentencepiece_layout_tags_are_one_token_and_digits_stand_alone(sp):
     assert sp.eos_id not in sp.encode("</s>")  # text cannot forge a control token
 
 
+def test_a_symbol_with_a_space_is_a_token_of_its_own(spaced):
+    assert spaced.encode("<think> <think>") == [4, 5]
+    assert [spaced.token_bytes(i) for i in spaced.encode("  <think></think>")] == [b" ", b" <think>", b"</think>"]
+
+
 def test_sentencepiece_training_is_deterministic_and_the_file_is_the_model(sp, tmp_path):
     again = train_sentencepiece(SENTENCES, tmp_path / "other.model", 310)
     loaded = load_tokenizer("sentencepiece", str(tmp_path / "other.model"))
@@ -156,7 +174,7 @@ def test_bad_training_input_is_refused(tmp_path):
     with pytest.raises(ValueError, match="no sentences"):
         train_sentencepiece(["", ""], tmp_path / "m", 300)
     with pytest.raises(ValueError, match="user symbols"):
-        train_sentencepiece(SENTENCES, tmp_path / "m", 300, user_symbols=["a b"])
+        train_sentencepiece(SENTENCES, tmp_path / "m", 300, user_symbols=["<a>", "<a>"])
     with pytest.raises(ValueError, match="model_type 'word' is not one of"):
         train_sentencepiece(SENTENCES, tmp_path / "m", 300, model_type="word")
 

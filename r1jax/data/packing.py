@@ -38,20 +38,21 @@ class RowPlan:
         return float(self.slots.sum() / max(self.num_rows * self.row_length, 1))
 
 
-def plan_rows(slots: np.ndarray, row_length: int, rows: int = 1) -> RowPlan:
+def plan_rows(slots: np.ndarray, row_length: int, rows: int = 1, what: str = "document") -> RowPlan:
     """Best-fit decreasing: longest document first, each into the fullest row that can take it; ties by index.
 
     Args:
       slots: [N] slots each document takes; 0 = it is left out.
       row_length: slots in a row.
       rows: the number of rows is rounded up to a multiple of this with empty rows (at least one multiple).
+      what: how an error calls a document.
     """
     slots = np.asarray(slots, np.int64)
     if row_length < 1 or rows < 1:
         raise ValueError(f"row_length and rows must be positive, got {row_length} and {rows}")
     if slots.size and slots.max() > row_length:
         worst = int(slots.argmax())
-        raise DataError(f"document {worst} takes {slots[worst]} slots, a row has {row_length}: it would have to be cut")
+        raise DataError(f"{what} {worst} takes {slots[worst]} slots, a row has {row_length}: it would have to be cut")
     row, offset = np.full(slots.shape, -1, np.int64), np.zeros(slots.shape, np.int64)
     segment = np.zeros(slots.shape, np.int64)
     # Rows by free slots. Bit f of `free` says that by_free[f] is not empty, so the best fit is the lowest bit >= need.
@@ -289,7 +290,7 @@ def pack_policy(
             f"sequence {first} has prompt length {prompt[first]} and response length {response[first]}; the arrays "
             f"allow 1..{prompt_width} and 0..{response_width}"
         )
-    plan = plan_rows(np.where(response > 0, prompt + response - 1, 0), row_length, rows)
+    plan = plan_rows(np.where(response > 0, prompt + response - 1, 0), row_length, rows, "sequence")
     documents = np.flatnonzero(plan.slots)
     place, flat = _slots_of(plan, documents)
     n = np.repeat(documents, plan.slots[documents])

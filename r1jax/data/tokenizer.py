@@ -189,13 +189,24 @@ def train_sentencepiece(
     vocab_size: int,
     user_symbols: Sequence[str] = DEFAULT_USER_SYMBOLS,
     *,
-    model_type: str = "unigram",
+    model_type: str = "bpe",
     character_coverage: float = 1.0,
+    split_digits: bool = True,
 ) -> SentencePieceTokenizer:
     """Trains a sentencepiece model, writes it to `path` and returns it; the same sentences give the same bytes.
 
-    Ids: pad 0, eos 1, bos 2, unk 3, then `user_symbols` (each always one token), 256 bytes, learned pieces. Digits are
-    one token each. Sentencepiece does not learn from sentences with a NUL or a U+2581; they can still be encoded.
+    Ids: pad 0, eos 1, bos 2, unk 3, then `user_symbols` (each always one token; " <think>" with a space is another one
+    than "<think>"), 256 bytes, learned pieces. Sentencepiece does not learn from sentences with a NUL or a U+2581; they
+    can still be encoded.
+
+    Args:
+      sentences: documents; they are held in memory.
+      path: of the model file.
+      vocab_size: exact number of tokens.
+      user_symbols: texts that are one token wherever they occur.
+      model_type: "bpe" or "unigram".
+      character_coverage: share of the characters that get a token of their own; the others are spelled in bytes.
+      split_digits: every digit is a token of its own, the space before it too; otherwise " 12" may be one.
 
     Raises:
       ValueError: no sentences, a bad symbol, or a vocabulary size outside of what these sentences allow (the message
@@ -204,9 +215,9 @@ def train_sentencepiece(
     if model_type not in ("unigram", "bpe"):
         raise ValueError(f"model_type {model_type!r} is not one of 'unigram', 'bpe'")
     symbols = list(user_symbols)
-    bad = [s for s in symbols if not s or " " in s or _SPACE in s or symbols.count(s) > 1]
+    bad = [s for s in symbols if not s or _SPACE in s or symbols.count(s) > 1]
     if bad:
-        raise ValueError(f"user symbols must be distinct, not empty and free of spaces, got {bad}")
+        raise ValueError(f"user symbols must be distinct, not empty and without U+2581, got {bad}")
     sentences = [s for s in sentences if s]
     if not sentences:
         raise ValueError("no sentences to train a tokenizer on")
@@ -218,12 +229,12 @@ def train_sentencepiece(
             model_type=model_type,
             vocab_size=vocab_size,
             character_coverage=character_coverage,
-            user_defined_symbols=symbols,
+            user_defined_symbols=[s.replace(" ", _SPACE) for s in symbols],
             byte_fallback=True,
             normalization_rule_name="identity",
             add_dummy_prefix=False,
             remove_extra_whitespaces=False,
-            split_digits=True,
+            split_digits=split_digits,
             max_sentence_length=max(len(s.encode("utf-8")) for s in sentences) + 1,  # longer ones are skipped silently
             num_threads=1,
             input_sentence_size=0,
