@@ -148,7 +148,7 @@ def to_example(question: Question, language: str) -> Example:
         answer=question.answer,
         task=task,
         language=language,
-        metadata={"steps": question.steps},
+        metadata={"steps": question.steps, "any_order": task == "pair_search"},
     )
 
 

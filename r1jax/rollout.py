@@ -1,0 +1,290 @@
+"""Prompts -> G samples each -> texts -> scores: what RL, rejection sampling and evaluation share.
+
+N = P x G sequences, those of one prompt consecutive; L response width.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import os
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from r1jax.data.templates import TEMPLATES, render_prompt
+from r1jax.data.tokenizer import Tokenizer
+from r1jax.model.config import ModelConfig
+from r1jax.rewards.combine import RewardConfig, Scores, VerifyFunction, score_completion
+from r1jax.rewards.language import reflection_count
+from r1jax.sampling.decode import SamplingConfig
+from r1jax.sampling.sampler import Sampler, left_pad
+from r1jax.types import Array, Example, Params, Rollout, Score, Status
+
+
+@dataclasses.dataclass(frozen=True)
+class PromptConfig:
+    """How a question becomes a prompt."""
+
+    template: str = "r1_zero"  # a key of data.templates.TEMPLATES
+    few_shot: str = ""  # put before the template as it is
+    bos: bool = True  # begin with the tokenizer's bos token, if it has one
+    width: int = 256  # longest prompt in tokens; a longer one is refused
+
+    def __post_init__(self) -> None:
+        if self.template not in TEMPLATES:
+            raise ValueError(f"template: {self.template!r} is not one of {sorted(TEMPLATES)}")
+
+
+@dataclasses.dataclass(frozen=True)
+class DecodingConfig:
+    """How responses are drawn, in words of the user; `Completer` turns it into a SamplingConfig."""
+
+    max_new_tokens: int = 128
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    stop_strings: tuple[str, ...] = ()
+    chunk: int = 32  # decode steps between two growths of the cache
+    batch_size: int = 256  # sequences decoded at once
+
+
+@dataclasses.dataclass(frozen=True)
+class GradedRollout:
+    """A rollout with what was asked, what was said and how it was graded. Stored once; never graded again."""
+
+    rollout: Rollout
+    examples: tuple[Example, ...]  # [P]
+    texts: tuple[str, ...]  # [N]
+    scores: tuple[Scores, ...]  # [N]
+
+    @property
+    def samples(self) -> int:
+        """G, completions per prompt."""
+        return len(self.texts) // len(self.examples)
+
+    def example_of(self, index: int) -> Example:
+        return self.examples[index // self.samples]
+
+
+def encode_prompts(examples: Sequence[Example], tokenizer: Tokenizer, config: PromptConfig) -> list[list[int]]:
+    """Token ids of each example's prompt.
+
+    Raises:
+      ValueError: a prompt is longer than `config.width`; names the example, its length and the limit.
+    """
+    prompts = []
+    for example in examples:
+        text = render_prompt(config.template, example.question, config.few_shot, example.language)
+        ids = tokenizer.encode(text)
+        if config.bos and tokenizer.bos_id is not None:
+            ids = [tokenizer.bos_id, *ids]
+        if len(ids) > config.width:
+            raise ValueError(
+                f"the prompt of example {example.id!r} has {len(ids)} tokens, more than prompt.width = {config.width}"
+            )
+        prompts.append(ids)
+    return prompts
+
+
+@jax.jit
+def _fold_in_each(key: Array, indices: Array) -> Array:
+    return jax.vmap(lambda index: jax.random.fold_in(key, index))(indices)
+
+
+class Completer:
+    """Samples completions of examples with one compiled sampler."""
+
+    def __init__(
+        self,
+        model: ModelConfig,
+        mesh: Mesh,
+        tokenizer: Tokenizer,
+        prompt: PromptConfig,
+        decoding: DecodingConfig,
+        record_experts: bool = False,
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.prompt = prompt
+        self.decoding = decoding
+        token_bytes = None
+        if decoding.stop_strings:
+            token_bytes = [tokenizer.token_bytes(i) for i in range(model.vocab_size)]
+        self.sampler = Sampler(
+            model,
+            mesh,
+            SamplingConfig(
+                max_new_tokens=decoding.max_new_tokens,
+                temperature=decoding.temperature,
+                top_k=decoding.top_k,
+                top_p=decoding.top_p,
+                stop_tokens=(tokenizer.eos_id,),
+                stop_strings=decoding.stop_strings,
+                chunk=decoding.chunk,
+                record_experts=record_experts,
+            ),
+            prompt.width,
+            decoding.batch_size,
+            token_bytes,
+        )
+
+    def complete(
+        self, params: Params, examples: Sequence[Example], samples: int, key: Array, limit: int | None = None
+    ) -> tuple[Rollout, tuple[str, ...]]:
+        """`samples` completions of each example, and their texts. Completion i draws with fold_in(key, i)."""
+        prompts = encode_prompts(examples, self.tokenizer, self.prompt)
+        tokens, lengths = left_pad([p for p in prompts for _ in range(samples)], self.prompt.width)
+        keys = _fold_in_each(key, jnp.arange(len(lengths)))
+        size = self.decoding.batch_size
+        parts = [
+            self.sampler.sample(
+                params, tokens[at : at + size], lengths[at : at + size], keys[at : at + size], max_new_tokens=limit
+            )
+            for at in range(0, len(lengths), size)
+        ]
+        rollout = jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
+        texts = tuple(
+            self.tokenizer.decode(row[:n].tolist())
+            for row, n in zip(rollout.response_tokens, rollout.response_lengths, strict=True)
+        )
+        return rollout, texts
+
+
+def grade(
+    rollout: Rollout,
+    texts: tuple[str, ...],
+    examples: Sequence[Example],
+    rewards: RewardConfig,
+    verify: VerifyFunction | None,
+) -> GradedRollout:
+    """Scores every completion by the rules of `rewards`."""
+    samples = len(texts) // len(examples)
+    scores = tuple(score_completion(text, examples[i // samples], rewards, verify) for i, text in enumerate(texts))
+    return GradedRollout(rollout, tuple(examples), texts, scores)
+
+
+def select_groups(graded: GradedRollout, keep: np.ndarray) -> GradedRollout:
+    """The groups [P] marked by `keep`."""
+    rows = np.repeat(keep, graded.samples)
+    return GradedRollout(
+        rollout=jax.tree.map(lambda x: x[rows], graded.rollout),
+        examples=tuple(e for e, k in zip(graded.examples, keep, strict=True) if k),
+        texts=tuple(t for t, k in zip(graded.texts, rows, strict=True) if k),
+        scores=tuple(s for s, k in zip(graded.scores, rows, strict=True) if k),
+    )
+
+
+def join(parts: Sequence[GradedRollout]) -> GradedRollout:
+    """Several rollouts of the same shape as one."""
+    return GradedRollout(
+        rollout=jax.tree.map(lambda *arrays: np.concatenate(arrays), *(p.rollout for p in parts)),
+        examples=tuple(e for p in parts for e in p.examples),
+        texts=tuple(t for p in parts for t in p.texts),
+        scores=tuple(s for p in parts for s in p.scores),
+    )
+
+
+def measure(graded: GradedRollout) -> dict[str, float]:
+    """Metrics of a rollout: mean total and rewards, lengths, truncation, reflection words, grades that failed."""
+    lengths = np.asarray(graded.rollout.response_lengths)
+    totals = [s.total for s in graded.scores if s.total is not None]
+    metrics = {
+        "reward": float(np.mean(totals)) if totals else float("nan"),
+        "length_mean": float(lengths.mean()),
+        "length_std": float(lengths.std()),
+        "length_max": float(lengths.max()),
+        "truncation_rate": float(1.0 - np.mean(graded.rollout.finished)),
+        "ungradable": float(sum(not s.graded for s in graded.scores)),
+        "reflection_words": float(np.mean([reflection_count(text) for text in graded.texts])),
+    }
+    for name in graded.scores[0].parts:
+        values = [s.parts[name].value for s in graded.scores if s.parts[name].graded]
+        if values:
+            metrics[name] = float(np.mean(values))
+    return metrics
+
+
+def sample_row(graded: GradedRollout, index: int, step: int, prompt: PromptConfig) -> dict[str, Any]:
+    """One completion as a row of samples.jsonl."""
+    example, scores = graded.example_of(index), graded.scores[index]
+    return {
+        "step": step,
+        "id": example.id,
+        "task": example.task,
+        "prompt": render_prompt(prompt.template, example.question, "", example.language),
+        "completion": graded.texts[index],
+        "answer": example.answer,
+        "rewards": {name: _score_json(score) for name, score in scores.parts.items()},
+        "total": scores.total,
+        "length": int(graded.rollout.response_lengths[index]),
+        "finished": bool(graded.rollout.finished[index]),
+    }
+
+
+def _score_json(score: Score) -> dict[str, Any]:
+    return {"value": score.value, "status": score.status.value, "reason": score.reason}
+
+
+def _score_from_json(data: dict[str, Any]) -> Score:
+    return Score(data["value"], Status(data["status"]), data["reason"])
+
+
+def save_graded(path: pathlib.Path, graded: GradedRollout, extra: dict[str, Any]) -> None:
+    """Writes a graded rollout in one step: a kill leaves the whole file or none. `extra` is JSON to go with it."""
+    arrays = {
+        field.name: np.asarray(getattr(graded.rollout, field.name))
+        for field in dataclasses.fields(graded.rollout)
+        if getattr(graded.rollout, field.name) is not None
+    }
+    text = {
+        "examples": [dataclasses.asdict(example) for example in graded.examples],
+        "texts": graded.texts,
+        "scores": [
+            {"total": s.total, "parts": {name: _score_json(score) for name, score in s.parts.items()}}
+            for s in graded.scores
+        ],
+        "extra": extra,
+    }
+    save_arrays(path, arrays, text)
+
+
+def load_graded(path: pathlib.Path) -> tuple[GradedRollout, dict[str, Any]]:
+    """What `save_graded` wrote."""
+    arrays, text = load_arrays(path)
+    graded = GradedRollout(
+        rollout=Rollout(**arrays),
+        examples=tuple(Example(**example) for example in text["examples"]),
+        texts=tuple(text["texts"]),
+        scores=tuple(
+            Scores(s["total"], {name: _score_from_json(score) for name, score in s["parts"].items()})
+            for s in text["scores"]
+        ),
+    )
+    return graded, text["extra"]
+
+
+def save_arrays(path: pathlib.Path, arrays: dict[str, np.ndarray], text: dict[str, Any]) -> None:
+    """An .npz file with arrays and a JSON object, written beside its place, synced and renamed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    buffer = io.BytesIO()
+    encoded = np.frombuffer(json.dumps(text, ensure_ascii=False).encode(), np.uint8)
+    np.savez(buffer, __text__=encoded, **arrays)  # type: ignore[arg-type]
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("wb") as file:
+        file.write(buffer.getvalue())
+        file.flush()
+        os.fsync(file.fileno())
+    partial.rename(path)
+
+
+def load_arrays(path: pathlib.Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """What `save_arrays` wrote."""
+    with np.load(path) as file:
+        text = json.loads(file["__text__"].tobytes().decode())
+        return {name: file[name] for name in file.files if name != "__text__"}, text

@@ -1,0 +1,105 @@
+"""Evaluation of a policy: k samples of every question, pass@1 with its standard error, cons@k (R1v1 section 3).
+
+The paper samples at temperature 0.6 and top-p 0.95 and averages over k answers, since greedy decoding repeats itself.
+The questions go in batches; each graded batch is stored, so a stopped evaluation goes on where it was and nothing is
+graded twice.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import pathlib
+import time
+
+import jax
+
+from r1jax.data import reasoning_tasks
+from r1jax.data.sources import SourceConfig, make_source
+from r1jax.evaluation.estimators import summarize
+from r1jax.evaluation.evaluator import evaluation_of
+from r1jax.metrics import MetricWriter, Progress, write_atomically
+from r1jax.rewards.combine import RewardConfig
+from r1jax.rollout import (
+    Completer,
+    DecodingConfig,
+    GradedRollout,
+    PromptConfig,
+    encode_prompts,
+    grade,
+    load_graded,
+    sample_row,
+    save_graded,
+)
+from r1jax.sharding import MeshConfig, make_mesh
+from r1jax.stages.interruption import Interruption
+from r1jax.stages.policy import PolicySource, load_policy
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluateConfig:
+    """One evaluation."""
+
+    init: PolicySource = dataclasses.field(default_factory=lambda: PolicySource("stage", "../pretrain"))
+    source: SourceConfig = dataclasses.field(default_factory=lambda: SourceConfig(split="evaluation", size=256))
+    samples: int = 16  # k
+    seed: int = 0
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+    prompt: PromptConfig = dataclasses.field(default_factory=PromptConfig)
+    decoding: DecodingConfig = dataclasses.field(
+        default_factory=lambda: DecodingConfig(temperature=0.6, top_p=0.95)  # the paper's
+    )
+    rewards: RewardConfig = dataclasses.field(default_factory=RewardConfig)
+
+    def __post_init__(self) -> None:
+        if self.samples < 1:
+            raise ValueError(f"samples: {self.samples} answers per question; at least 1")
+
+
+def run(config: EvaluateConfig, workdir: pathlib.Path) -> None:
+    """Evaluates the policy of `config.init`; leaves `samples.jsonl` (every answer) and `summary.json`."""
+    mesh = make_mesh(config.mesh)
+    examples = make_source(config.source)
+    policy = load_policy(config.init, workdir, mesh)
+    prompts = encode_prompts(examples, policy.tokenizer, config.prompt)
+    completer = Completer(policy.model, mesh, policy.tokenizer, config.prompt, config.decoding)
+    per_batch = max(1, config.decoding.batch_size // config.samples)
+    key = jax.random.key(config.seed)
+    began = time.monotonic()
+    parts: list[GradedRollout] = []
+    with Interruption() as interruption, Progress("evaluate", len(examples)) as progress:
+        for start in range(0, len(examples), per_batch):
+            path = workdir / "rollouts" / f"{start:06d}.npz"
+            batch = examples[start : start + per_batch]
+            if path.exists():
+                graded, _ = load_graded(path)
+            else:
+                rollout, texts = completer.complete(
+                    policy.params, batch, config.samples, jax.random.fold_in(key, start)
+                )
+                graded = grade(rollout, texts, batch, config.rewards, reasoning_tasks.verify)
+                save_graded(path, graded, {})
+            parts.append(graded)
+            done = start + len(batch)
+            right = [s.parts["accuracy"].value for part in parts for s in part.scores if s.parts["accuracy"].graded]
+            progress.update(done, pass_at_1=sum(right) / max(len(right), 1))
+            if interruption.requested and done < len(examples):
+                interruption.stop(f"question {done} of {len(examples)}")
+    with MetricWriter(workdir, tensorboard=False) as writer:
+        writer.rewind(None)
+        for part in parts:
+            writer.write_samples(0, (sample_row(part, i, 0, config.prompt) for i in range(len(part.texts))))
+    decoding = dataclasses.asdict(config.decoding)
+    summary = {
+        "stage": "evaluate",
+        **summarize(evaluation_of(parts), seed=config.seed),
+        "temperature": config.decoding.temperature,
+        "top_p": config.decoding.top_p,
+        "decoding": decoding,
+        "template": config.prompt.template,
+        "few_shot": bool(config.prompt.few_shot),
+        "prompts_sha256": hashlib.sha256(json.dumps(prompts).encode()).hexdigest(),
+        "seconds": time.monotonic() - began,
+    }
+    write_atomically(workdir / "summary.json", json.dumps(summary, indent=2, ensure_ascii=False) + "\n")

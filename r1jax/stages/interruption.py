@@ -1,0 +1,39 @@
+"""A run that is asked to stop (SIGTERM, or Ctrl-C) saves at the next safe point and ends."""
+
+from __future__ import annotations
+
+import signal
+import types
+from typing import Any
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class Interrupted(Exception):
+    """The run was asked to stop and everything is saved; the same command goes on."""
+
+
+class Interruption:
+    """While open, a first SIGTERM or SIGINT only sets `requested`; a second one acts as usual."""
+
+    def __init__(self) -> None:
+        self.requested: str | None = None
+        self._previous: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> Interruption:
+        for number in SIGNALS:
+            self._previous[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: types.FrameType | None) -> None:
+        self.requested = signal.Signals(number).name
+        for known, handler in self._previous.items():
+            signal.signal(known, handler)
+
+    def stop(self, where: str) -> None:
+        """Raises Interrupted, saying where the run stands."""
+        raise Interrupted(f"stopped by {self.requested} at {where}; everything is saved, run the same command to go on")

