@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import pathlib
 from collections.abc import Callable, Iterator
 
@@ -181,8 +182,10 @@ def test_bytes_and_random_ids_too(sentencepiece: dict[str, SentencePieceTokenize
 
 
 def test_a_tag_counts_wherever_tokens_are_cut() -> None:
+    # Token 0 is a control token: it has no bytes, and the "x" behind it in the table is not its own.
     pieces = [
         b"",
+        b"x",
         b" <th",
         b"ink",
         b"> \xe4",
@@ -194,15 +197,23 @@ def test_a_tag_counts_wherever_tokens_are_cut() -> None:
         b"9 ",
         b"</an",
         b"swer>",
-        b"x",
     ]
     table = on_device.make_byte_table(pieces.__getitem__, len(pieces))
-    good = [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11]
-    rows = [good, [*good, 0], [0, *good, 0], [*good, 12], good[:-1], [*good[:5], 0, *good[5:]], [12, *good]]
-    tokens, lengths = _rows(rows, filler=12)
+    good = list(range(2, 13))
+    rows = [good, [*good, 0], [0, *good, 0], [*good, 1], good[:-1], [*good[:5], 0, *good[5:]], [1, *good]]
+    tokens, lengths = _rows(rows, filler=1)
     np.testing.assert_array_equal(on_device.format_reward(tokens, lengths, table), [1, 1, 1, 0, 0, 1, 0])
     gold = on_device.make_gold(["9"] * len(rows))
     np.testing.assert_array_equal(on_device.exact_match_reward(tokens, lengths, table, gold), [1, 1, 1, 1, 0, 1, 1])
+
+
+def test_every_order_of_up_to_six_tags_is_graded_alike() -> None:
+    tokenizer = ByteTokenizer()
+    orders = [order for size in range(1, 7) for order in itertools.product(TAGS, repeat=size)]
+    id_lists = [tokenizer.encode("".join(f"{tag}9" for tag in order)) for order in orders]
+    _check_equal(tokenizer, id_lists, ["9"] * len(orders))
+    id_lists = [tokenizer.encode("".join(f" {tag} 9" for tag in order)[:-1]) for order in orders]
+    _check_equal(tokenizer, id_lists, ["9"] * len(orders))
 
 
 @pytest.mark.parametrize(
@@ -212,6 +223,8 @@ def test_a_tag_counts_wherever_tokens_are_cut() -> None:
         (" \n9\t", "9", 1.0),
         ("99", "9", 0.0),
         ("9 9", "9", 0.0),
+        ("899", "9", 0.0),
+        ("8 9", "9", 0.0),
         ("", "9", 0.0),
         (" ", "9", 0.0),
         ("3  \n8", " 3 8 ", 1.0),
