@@ -249,7 +249,7 @@ def abstract_like(tree: Any) -> Any:
     def abstract(leaf: Any) -> Any:
         if not isinstance(leaf, jax.Array):
             return leaf
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding if leaf.committed else None)
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding if _is_laid_out(leaf) else None)
 
     return jax.tree.map(abstract, tree)
 
@@ -268,6 +268,11 @@ def _is_key(leaf: Any) -> bool:
     return hasattr(leaf, "dtype") and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
+def _is_laid_out(array: jax.Array) -> bool:
+    """Whether an array is bound to devices of the run's mesh; if not, it is every process's own copy of one value."""
+    return array.committed and (jax.process_count() == 1 or not array.is_fully_addressable)
+
+
 def _describe(name: str, leaf: Any) -> _Leaf:
     if _is_key(leaf):
         return _Leaf(tuple(leaf.shape), "key", str(leaf.dtype))
@@ -282,8 +287,8 @@ def _storable(item: tuple[str, Any]) -> tuple[str, Any]:
     name, leaf = item
     _describe(name, leaf)
     if _is_key(leaf):
-        return name, jax.random.key_data(leaf)
-    return name, leaf if isinstance(leaf, jax.Array) else np.asarray(leaf)
+        leaf = jax.random.key_data(leaf)
+    return name, leaf if isinstance(leaf, jax.Array) and _is_laid_out(leaf) else np.asarray(leaf)
 
 
 def _loadable(leaf: Any) -> Any:
