@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 import rich.console
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from r1jax.checkpoint import CheckpointError
@@ -59,6 +59,7 @@ def _jsonable(value: Any) -> Any:
 
 
 def main(argv: Sequence[str]) -> None:
+    logging.set_verbosity(logging.WARNING)  # orbax tells of every file it opens
     console = rich.console.Console(stderr=True)
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments {argv[1:]}")

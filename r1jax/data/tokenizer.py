@@ -33,6 +33,9 @@ UNKNOWN_BYTES = "\ufffd".encode()  # of ids that no token has: a padded vocabula
 _SPACE = "\u2581"  # how sentencepiece writes a space inside a piece
 
 
+SENTENCEPIECE_FILE, HUGGINGFACE_FILE = "tokenizer.model", "tokenizer.json"
+
+
 class Tokenizer(Protocol):
     """What the rest of the house asks of a tokenizer."""
 
@@ -64,6 +67,9 @@ class Tokenizer(Protocol):
 
     def token_bytes(self, token_id: int) -> bytes:
         """Returns the bytes the token stands for."""
+
+    def save(self, directory: pathlib.Path) -> None:
+        """Writes the files that `load_tokenizer` reads into a folder."""
 
 
 class _TokenTable:
@@ -122,6 +128,9 @@ class ByteTokenizer(_TokenTable):
         """Returns one id per byte."""
         return [3 + b for b in text.encode("utf-8")]
 
+    def save(self, directory: pathlib.Path) -> None:
+        """Needs no file."""
+
 
 class SentencePieceTokenizer(_TokenTable):
     """A sentencepiece model with byte fallback and no normalization, such as `train_sentencepiece` makes.
@@ -139,6 +148,7 @@ class SentencePieceTokenizer(_TokenTable):
             [_piece_bytes(self._processor, i) for i in range(self._processor.vocab_size())],
             hashlib.sha256(proto).hexdigest(),
         )
+        self._proto = proto
         eos, pad = self._processor.eos_id(), self._processor.pad_id()
         if eos < 0:
             raise ValueError(f"{name} has no eos token")
@@ -156,6 +166,10 @@ class SentencePieceTokenizer(_TokenTable):
         for index, part in enumerate(text.split(_SPACE)):
             ids += (literal if index else []) + self._processor.encode(part)
         return ids
+
+    def save(self, directory: pathlib.Path) -> None:
+        """Writes `tokenizer.model`."""
+        (directory / SENTENCEPIECE_FILE).write_bytes(self._proto)
 
 
 def _byte_ids(processor: sentencepiece.SentencePieceProcessor, name: str) -> list[int]:
@@ -291,6 +305,7 @@ class HuggingFaceTokenizer(_TokenTable):
         settings = json.loads(serialized)
         _check_byte_level(settings)
         super().__init__(_byte_level_table(self._tokenizer), hashlib.sha256(serialized.encode()).hexdigest())
+        self._names = {"eos_token": eos_token, "bos_token": bos_token, "pad_token": pad_token}
         self.eos_id: int = self._find(eos_token, "eos")
         self.bos_id: int | None = None if bos_token is None else self._find(bos_token, "bos")
         self.pad_id: int = self.eos_id if pad_token is None else self._find(pad_token, "pad")
@@ -306,7 +321,12 @@ class HuggingFaceTokenizer(_TokenTable):
             names[key] = value["content"] if isinstance(value, dict) else value
         if names["eos_token"] is None:
             raise ValueError(f"{directory / 'tokenizer_config.json'} names no eos_token")
-        return cls(tokenizers.Tokenizer.from_file(str(directory / "tokenizer.json")), **names)
+        return cls(tokenizers.Tokenizer.from_file(str(directory / HUGGINGFACE_FILE)), **names)
+
+    def save(self, directory: pathlib.Path) -> None:
+        """Writes `tokenizer.json` and `tokenizer_config.json`."""
+        self._tokenizer.save(str(directory / HUGGINGFACE_FILE))
+        (directory / "tokenizer_config.json").write_text(json.dumps(self._names, indent=2), encoding="utf-8")
 
     def encode(self, text: str) -> list[int]:
         """Returns the ids without the template's bos; added tokens written out in the text are recognized."""

@@ -11,17 +11,14 @@ from typing import Any
 from jax.sharding import Mesh
 
 from r1jax.checkpoint import CheckpointStore
-from r1jax.data.tokenizer import HuggingFaceTokenizer, SentencePieceTokenizer, Tokenizer
+from r1jax.data.tokenizer import SENTENCEPIECE_FILE, HuggingFaceTokenizer, SentencePieceTokenizer, Tokenizer
 from r1jax.metrics import write_atomically
 from r1jax.model.config import ModelConfig
 from r1jax.model.presets import get_preset
 from r1jax.settings import ConfigError, from_config
 from r1jax.stages.state import placed_abstract_params
 from r1jax.types import Params
-from r1jax.weights.gguf import load_gguf, locate_smollm2
-
-SENTENCEPIECE_FILE, HUGGINGFACE_FILE = "tokenizer.model", "tokenizer.json"
-
+from r1jax.weights.gguf import gguf_tokenizer, load_gguf, locate_smollm2
 
 @dataclasses.dataclass(frozen=True)
 class ModelChoice:
@@ -79,12 +76,7 @@ class Policy:
 def describe_policy(folder: pathlib.Path, model: ModelConfig, tokenizer: Tokenizer) -> None:
     """Writes the model's shape and the tokenizer, before training starts."""
     write_atomically(folder / "model.json", json.dumps(_as_dict(model), indent=2) + "\n")
-    if isinstance(tokenizer, HuggingFaceTokenizer):
-        tokenizer.save(folder)
-    elif isinstance(tokenizer, SentencePieceTokenizer):
-        (folder / SENTENCEPIECE_FILE).write_bytes(tokenizer.model)
-    else:
-        raise ConfigError(f"tokenizer: {type(tokenizer).__name__} cannot be stored")
+    tokenizer.save(folder)
 
 
 def save_policy(folder: pathlib.Path, params: Params, step: int) -> None:
@@ -117,13 +109,16 @@ def _load_stage(source: PolicySource, workdir: pathlib.Path, mesh: Mesh) -> Poli
 
 
 def _load_gguf(source: PolicySource, workdir: pathlib.Path, mesh: Mesh) -> Policy:
-    model, params, tokenizer = load_gguf(pathlib.Path(source.path), mesh)
-    return Policy(model, params, tokenizer)
+    return _policy_of(pathlib.Path(source.path), mesh)
 
 
 def _load_smollm2(source: PolicySource, workdir: pathlib.Path, mesh: Mesh) -> Policy:
-    model, params, tokenizer = load_gguf(locate_smollm2(), mesh)
-    return Policy(model, params, tokenizer)
+    return _policy_of(locate_smollm2(), mesh)
+
+
+def _policy_of(path: pathlib.Path, mesh: Mesh) -> Policy:
+    model, params = load_gguf(path, mesh=mesh)
+    return Policy(model, params, gguf_tokenizer(path))
 
 
 LOADERS: dict[str, Callable[[PolicySource, pathlib.Path, Mesh], Policy]] = {

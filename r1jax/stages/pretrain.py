@@ -83,6 +83,10 @@ def pretrain_gradients(
     )
 
 
+TAG_TOKENS = (" <think>", " </think>", " <answer>", " </answer>")
+"""The tags of the R1-Zero template, with the space that stands before them in the corpus, are one token each."""
+
+
 @dataclasses.dataclass(frozen=True)
 class TokenizerConfig:
     """The sentencepiece model that is trained on the corpus."""
@@ -246,7 +250,7 @@ def corpus_tokenizer(config: PretrainConfig, documents: Sequence[Document], work
     if path.exists():
         return SentencePieceTokenizer(path)
     texts = [document.text for document in documents[: config.tokenizer.sentences]]
-    return train_sentencepiece(texts, path, config.tokenizer.vocab_size, (), model_type="bpe", words_only=False)
+    return train_sentencepiece(texts, path, config.tokenizer.vocab_size, TAG_TOKENS, split_digits=False)
 
 
 def tokenize(documents: Sequence[Document], tokenizer: Tokenizer) -> Documents:
