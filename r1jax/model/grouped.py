@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-Array = jax.Array
+from r1jax.types import Array
 
 
 @struct.dataclass
@@ -71,7 +71,7 @@ def plan_tiles(groups: Array, num_groups: int, tile_size: int) -> Tiles:
 
 def _take(x: Array, index: Array) -> Array:
     """Rows of x; an index past the end gives zeros."""
-    return x.at[index].get(mode="fill", fill_value=0)
+    return jnp.take(x, index, axis=0, mode="fill", fill_value=0)
 
 
 @jax.custom_vjp

@@ -25,8 +25,7 @@ from r1jax.model.grouped import (
 )
 from r1jax.model.layers import GatedMLP, normal_init
 from r1jax.sharding import BATCH_AXES, batch_shards, constrain
-
-Array = jax.Array
+from r1jax.types import Array
 
 SCORING = {"sigmoid": jax.nn.sigmoid, "softmax": jax.nn.softmax}
 
