@@ -10,7 +10,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from r1jax.algorithms.logprobs import chunk_tokens, logits_to_logprobs, map_token_chunks, project, token_logprobs
+from r1jax.algorithms.logprobs import CHUNK, logits_to_logprobs, map_token_chunks, project, token_logprobs
 from r1jax.algorithms.masked import masked_sum
 from r1jax.types import PackedBatch
 
@@ -18,9 +18,7 @@ Array = jax.Array
 Metrics = dict[str, Array]
 
 
-def next_token_loss(
-    hidden: Array, unembed: Array, packed: PackedBatch, chunk: int | None = None
-) -> tuple[Array, Metrics]:
+def next_token_loss(hidden: Array, unembed: Array, packed: PackedBatch, chunk: int = CHUNK) -> tuple[Array, Metrics]:
     """Sum over trained positions of -log p(target), in nats.
 
     hidden [R, T, D] after the final norm, unembed [D, V]. Returns (loss_sum, metrics); metrics, all sums that add up
@@ -46,7 +44,7 @@ def second_next(packed: PackedBatch) -> tuple[Array, Array]:
     return jnp.pad(targets[:, 1:], ((0, 0), (0, 1))), jnp.pad(mask, ((0, 0), (0, 1)))
 
 
-def mtp_loss(mtp_hidden: Array, unembed: Array, packed: PackedBatch, chunk: int | None = None) -> tuple[Array, Metrics]:
+def mtp_loss(mtp_hidden: Array, unembed: Array, packed: PackedBatch, chunk: int = CHUNK) -> tuple[Array, Metrics]:
     """Sum of -log p(token t + 2) from the multi-token-prediction module, in nats (V3 eq. 24, depth 1).
 
     mtp_hidden [R, T, D] after the module's norm, whose position t predicts token t + 2 of the same segment through the
@@ -65,13 +63,13 @@ def mtp_loss(mtp_hidden: Array, unembed: Array, packed: PackedBatch, chunk: int 
         best = jnp.max(logits, axis=-1) - jax.nn.logsumexp(logits, axis=-1)  # a max vectorizes on the CPU, argmax not
         return logprobs, (logprobs >= best).astype(jnp.float32)
 
-    logprobs, correct = map_token_chunks(function, (mtp_hidden, targets), chunk_tokens(chunk, unembed.shape[1]))
+    logprobs, correct = map_token_chunks(function, (mtp_hidden, targets), chunk)
     loss = -masked_sum(logprobs, mask)
     return loss, {"mtp_sum": loss, "mtp_tokens": jnp.sum(mask), "mtp_correct": masked_sum(correct, mask)}
 
 
 def mtp_acceptance(
-    mtp_hidden: Array, hidden: Array, unembed: Array, packed: PackedBatch, chunk: int | None = None
+    mtp_hidden: Array, hidden: Array, unembed: Array, packed: PackedBatch, chunk: int = CHUNK
 ) -> Metrics:
     """How often speculative decoding would keep the module's second token (V3 section 5.4.3: 85-90 %).
 
@@ -90,7 +88,7 @@ def mtp_acceptance(
         return greedy.astype(jnp.float32), overlap
 
     # Two projections are in work at once, so half the tokens fit.
-    tokens = max(1, chunk_tokens(chunk, unembed.shape[1]) // 2)
+    tokens = max(1, chunk // 2)
     arrays = (jax.lax.stop_gradient(mtp_hidden), jax.lax.stop_gradient(main))
     greedy, overlap = map_token_chunks(function, arrays, tokens)
     return {

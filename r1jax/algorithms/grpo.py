@@ -347,18 +347,19 @@ def grpo_loss(
     loss, policy_loss, kl_loss (in full); weight (sum of the token weights); and sums with the token weights: ratio,
     clip_low and clip_high (share of tokens whose gradient the clip took away), kl_ref (k3 to the reference), kl_old (k1
     of old against current policy), entropy, importance, sampler_gap (|old trainer log-prob - sampler log-prob|);
-    ratio_max, importance_max, sampler_gap_max over all response tokens.
+    ratio_max, importance_max, sampler_gap_max over the tokens of weight above 0 (-inf without any).
     """
     shape = batch.packed.targets.shape
     chex.assert_shape([logprobs, entropy, batch.sequence_ids, batch.advantages, batch.weights], shape)
     chex.assert_shape([batch.old_logprobs, batch.ref_logprobs, batch.sampler_logprobs], shape)
-    mask, weights, ids = batch.packed.loss_mask, batch.weights, batch.sequence_ids
-    response = mask != 0
-    # Prompt and padding positions hold zeros for the other policies: take them out before any exp.
-    logprobs = jnp.where(response, logprobs, 0.0)
-    old = jnp.where(response, batch.old_logprobs, 0.0)
-    ref = jnp.where(response, batch.ref_logprobs, 0.0)
-    mismatch = old - jnp.where(response, batch.sampler_logprobs, 0.0)
+    weights, ids = batch.weights, batch.sequence_ids
+    counted = (batch.packed.loss_mask != 0) & (weights != 0)
+    # Elsewhere (prompts, padding, ungradable responses) the policies need not be comparable: out before any exp, since
+    # an overflow times weight 0 is NaN.
+    logprobs = jnp.where(counted, logprobs, 0.0)
+    old = jnp.where(counted, batch.old_logprobs, 0.0)
+    ref = jnp.where(counted, batch.ref_logprobs, 0.0)
+    mismatch = old - jnp.where(counted, batch.sampler_logprobs, 0.0)
 
     ratio = RATIOS[config.ratio](logprobs - old, ids, num_sequences)
     importance = IMPORTANCE[config.importance_correction](mismatch, ids, num_sequences, config.importance_cap)
@@ -381,7 +382,7 @@ def grpo_loss(
         "sampler_gap": jnp.abs(mismatch),
     }
     metrics = {name: weighted_sum(value.astype(jnp.float32), weights) for name, value in measured.items()}
-    metrics |= {f"{name}_max": masked_max(measured[name], mask) for name in ("ratio", "importance", "sampler_gap")}
+    metrics |= {f"{name}_max": masked_max(measured[name], counted) for name in ("ratio", "importance", "sampler_gap")}
     metrics |= {"loss": loss, "policy_loss": policy_loss, "kl_loss": kl_loss, "weight": jnp.sum(weights)}
     return loss, jax.lax.stop_gradient(metrics)
 

@@ -76,13 +76,13 @@ def kl(response, kind):
 
 
 def loss_and_gradient(responses, config, constant=None):
-    """(loss, [gradient with respect to each response's `new`]), both to be minimized.
+    """(loss, [its gradient with respect to each response's `new`], sum of the loss's absolute terms).
 
-    config: anything with GRPOConfig's field names.
+    The loss is to be minimized. config: anything with GRPOConfig's field names.
     """
     graded = [r for r in responses if r.graded]
     all_tokens = sum(len(r.new) for r in graded)
-    total, gradients = 0.0, []
+    total, gradients, magnitude = 0.0, [], 0.0
     for response in responses:
         n = len(response.new)
         if not response.graded:
@@ -109,8 +109,9 @@ def loss_and_gradient(responses, config, constant=None):
         else:
             scale = 1 / (len(graded) * constant)
         total += scale * float(np.sum(term))
+        magnitude += scale * float(np.sum(np.abs(term)))
         gradients.append(scale * gradient)
-    return total, gradients
+    return total, gradients, magnitude
 
 
 def log_softmax(logits):
