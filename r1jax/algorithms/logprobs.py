@@ -16,8 +16,8 @@ import jax.numpy as jnp
 Array = jax.Array
 
 CHUNK = 512
-"""Tokens whose logits are in memory at a time: 1 MiB at V = 512, where one chunk of 4,000 took twice as long on the CPU;
-253 MiB at V = 129,280. On a mesh this counts the tokens of all devices: pass more there."""
+"""Tokens whose logits are in memory at a time: 1 MiB at V = 512, where one chunk of 4,000 tokens took twice as long on
+the CPU; 253 MiB at V = 129,280. On a mesh this counts the tokens of all devices: pass more there."""
 
 
 def logits_to_logprobs(logits: Array, targets: Array) -> tuple[Array, Array]:
