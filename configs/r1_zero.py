@@ -20,7 +20,9 @@ def get_config(arg: str = "") -> ConfigDict:
     name, _, seed = arg.partition(",seed=")
     builders = {"": paper, "tiny": tiny, "smollm2": smollm2}
     if name not in builders:
-        raise ValueError(f"configs/r1_zero.py:{arg}: unknown argument; allowed: {', '.join(builders)}, ',seed=N' behind it")
+        raise ValueError(
+            f"configs/r1_zero.py:{arg}: unknown argument; allowed: {', '.join(builders)}, ',seed=N' behind it"
+        )
     return ConfigDict(builders[name](int(seed or 0)), convert_dict=True)
 
 

@@ -70,6 +70,7 @@ class GradedRollout:
         return len(self.texts) // len(self.examples)
 
     def example_of(self, index: int) -> Example:
+        """What completion `index` answers."""
         return self.examples[index // self.samples]
 
 
@@ -258,7 +259,7 @@ def load_graded(path: pathlib.Path) -> tuple[GradedRollout, dict[str, Any]]:
     """What `save_graded` wrote."""
     arrays, text = load_arrays(path)
     graded = GradedRollout(
-        rollout=Rollout(**arrays),
+        rollout=Rollout(**arrays),  # type: ignore[arg-type]  # a dict of arrays of known names
         examples=tuple(Example(**example) for example in text["examples"]),
         texts=tuple(text["texts"]),
         scores=tuple(

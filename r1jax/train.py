@@ -1,6 +1,6 @@
 """The entrypoint: `python -m r1jax.train --config=configs/r1_zero.py:tiny --workdir=runs/r1_zero`.
 
-    train.py -> stages/rl.py -> algorithms/grpo.py
+train.py -> stages/rl.py -> algorithms/grpo.py
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def run(config: ConfigDict, workdir: pathlib.Path | None) -> None:
     if stage not in STAGES:
         raise ConfigError(f"stage: {stage!r} is not one of {sorted(STAGES)}")
     cls, run_stage = STAGES[stage]
-    typed = from_config(cls, fields)
+    typed: Any = from_config(cls, fields)
     if stage == "pipeline":
         pipeline.stage_configs(typed)
     if workdir is None:
@@ -59,6 +59,7 @@ def _jsonable(value: Any) -> Any:
 
 
 def main(argv: Sequence[str]) -> None:
+    """Parses the command line, runs, and says in one line what went wrong where it is the user's to mend."""
     logging.set_verbosity(logging.WARNING)  # orbax tells of every file it opens
     console = rich.console.Console(stderr=True)
     if len(argv) > 1:
@@ -67,7 +68,7 @@ def main(argv: Sequence[str]) -> None:
         raise app.UsageError("--workdir is required")
     # Compiled programs are kept between runs: a resumed or repeated run does not compile again.
     cache = pathlib.Path.home() / ".cache" / "r1jax" / "xla"
-    if jax.config.jax_compilation_cache_dir is None:
+    if jax.config.values["jax_compilation_cache_dir"] is None:
         jax.config.update("jax_compilation_cache_dir", str(cache))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     try:
@@ -78,7 +79,9 @@ def main(argv: Sequence[str]) -> None:
     except USER_ERRORS as error:
         if DEBUG.value:
             raise
-        console.print(f"{type(error).__name__}: {error}", style="bold red", highlight=False, markup=False, soft_wrap=True)
+        console.print(
+            f"{type(error).__name__}: {error}", style="bold red", highlight=False, markup=False, soft_wrap=True
+        )
         sys.exit(1)
     if CHECK.value:
         console.print("the configuration is valid", style="green")

@@ -12,9 +12,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import numpy as np
 from flax import struct
 
 Array = jax.Array
+HostArray = np.ndarray
 Params = Any  # nested dict of arrays, the "params" collection of a Linen module
 
 
@@ -36,6 +38,7 @@ class Score:
 
     @property
     def graded(self) -> bool:
+        """Whether `value` is a grade at all."""
         return self.status is Status.GRADED
 
 
@@ -64,15 +67,15 @@ class PackedBatch:
 
 @struct.dataclass
 class Rollout:
-    """G completions of each of several prompts, as sampled. Completions of one prompt are consecutive."""
+    """G completions of each of several prompts, as sampled, on the host. Completions of one prompt are consecutive."""
 
-    prompt_tokens: Array  # [N, P] int32, left-padded
-    prompt_lengths: Array  # [N] int32
-    response_tokens: Array  # [N, L] int32, right-padded; the stop token is part of the response
-    response_lengths: Array  # [N] int32
-    sampler_logprobs: Array  # [N, L] float32 of logits/T, untruncated; 0 after the end
-    finished: Array  # [N] bool, False where the length limit cut the response
-    experts: Array | None = None  # [N, L, M, A] int8 or int16: experts the sampler chose for each response token's input
+    prompt_tokens: HostArray  # [N, P] int32, left-padded
+    prompt_lengths: HostArray  # [N] int32
+    response_tokens: HostArray  # [N, L] int32, right-padded; the stop token is part of the response
+    response_lengths: HostArray  # [N] int32
+    sampler_logprobs: HostArray  # [N, L] float32 of logits/T, untruncated; 0 after the end
+    finished: HostArray  # [N] bool, False where the length limit cut the response
+    experts: HostArray | None = None  # [N, L, M, A] int8 or int16: the experts that predicted each response token
 
 
 @struct.dataclass

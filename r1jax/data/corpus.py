@@ -1,4 +1,4 @@
-"""A synthetic pretraining corpus of mixed quality, as the web is: a base model trained on it can reason, and mostly does not.
+"""A synthetic pretraining corpus of mixed quality, as the web is: a base model of it can reason, and mostly does not.
 
 Kinds of documents (shares in `CorpusConfig`):
 
@@ -7,8 +7,9 @@ Kinds of documents (shares in `CorpusConfig`):
 - forum: "Q: ... A: ..." without tags;
 - bare equations, often wrong.
 
-Chat and forum answers come in modes: direct (a guess), steps (worked, with careless errors), skip (two operands in one step),
-and careful (errors noticed: "wait no"). Pair searches are guessed, given up after some tries, or searched to the end.
+Chat and forum answers come in modes: direct (a guess), steps (worked, with careless errors), skip (two operands in one
+step), and careful (errors noticed: "wait no"). Pair searches are guessed, given up after some tries, or searched to the
+end.
 Half of the documents are English, half Chinese; some authors think in the other language or switch between steps.
 """
 
@@ -22,17 +23,44 @@ import numpy as np
 from r1jax.data import tasks
 from r1jax.data.tasks import ChainSum, PairSearch, Question
 
-WORDS = {
-    "en": ("zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
-           "seventeen eighteen nineteen twenty").split(),
-    "zh": "零 一 二 三 四 五 六 七 八 九 十 十一 十二 十三 十四 十五 十六 十七 十八 十九 二十".split(),
+_NUMBERS = {
+    "en": "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen"
+    " seventeen eighteen nineteen twenty",
+    "zh": "零 一 二 三 四 五 六 七 八 九 十 十一 十二 十三 十四 十五 十六 十七 十八 十九 二十",
 }
+WORDS = {language: numbers.split(" ") for language, numbers in _NUMBERS.items()}
 PHRASES = {
-    "en": {"plus": "plus", "minus": "minus", "is": "is", "comma": ",", "stop": ".", "just": "just", "so": "so",
-           "carefully": "carefully", "wait_no": "wait no", "wait_yes": "wait yes", "wrong": "wrong", "check": "check", "and": "and"},
-    "zh": {"plus": "加", "minus": "减", "is": "得", "comma": "，", "stop": "。", "just": "就是", "so": "所以",
-           "carefully": "仔细", "wait_no": "等等 不对", "wait_yes": "等等 对", "wrong": "错误", "check": "检查", "and": "和"},
-}  # fmt: skip
+    "en": {
+        "plus": "plus",
+        "minus": "minus",
+        "is": "is",
+        "comma": ",",
+        "stop": ".",
+        "just": "just",
+        "so": "so",
+        "carefully": "carefully",
+        "wait_no": "wait no",
+        "wait_yes": "wait yes",
+        "wrong": "wrong",
+        "check": "check",
+        "and": "and",
+    },
+    "zh": {
+        "plus": "加",
+        "minus": "减",
+        "is": "得",
+        "comma": "，",
+        "stop": "。",
+        "just": "就是",
+        "so": "所以",
+        "carefully": "仔细",
+        "wait_no": "等等 不对",
+        "wait_yes": "等等 对",
+        "wrong": "错误",
+        "check": "检查",
+        "and": "和",
+    },
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,6 +103,8 @@ class CorpusConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Document:
+    """A text, its kind (such as 'chat/careful'), and the key of the question it answers, if any."""
+
     text: str
     kind: str
     question_key: str = ""
@@ -166,6 +196,7 @@ def chain_skip(question: ChainSum, author: _Author) -> tuple[str, str]:
 
 
 def direct_chain(question: ChainSum, author: _Author) -> tuple[str, str]:
+    """An answer out of the blue."""
     answer = int(question.answer)
     if author.rng.random() >= author.config.direct_right:
         answer = author.near(answer)
@@ -195,6 +226,7 @@ def search_pairs(question: PairSearch, author: _Author, patience: int) -> tuple[
 
 
 def guess_pair(question: PairSearch, author: _Author) -> tuple[str, str]:
+    """Any pair."""
     a, b = question.pairs[int(author.rng.integers(len(question.pairs)))]
     p = PHRASES[author.language]
     return f"{p['just']} {_word(a, author.language)} {p['and']} {_word(b, author.language)}", f"{a} {b}"
@@ -204,12 +236,18 @@ def write_thought(question: Question, author: _Author) -> tuple[str, str, str]:
     """(thought, answer, mode) of one author."""
     config, rng = author.config, author.rng
     if isinstance(question, PairSearch):
-        mode = str(rng.choice(["direct", "give_up", "full"], p=[config.search_direct, config.search_give_up, config.search_full]))
+        mode = str(
+            rng.choice(
+                ["direct", "give_up", "full"], p=[config.search_direct, config.search_give_up, config.search_full]
+            )
+        )
         if mode == "direct":
             return *guess_pair(question, author), "search_direct"
         patience = int(rng.integers(1, 4)) if mode == "give_up" else len(question.pairs)
         return *search_pairs(question, author, patience), f"search_{mode}"
-    mode = str(rng.choice(["direct", "skip", "steps", "careful"], p=[config.direct, config.skip, config.steps, config.careful]))
+    mode = str(
+        rng.choice(["direct", "skip", "steps", "careful"], p=[config.direct, config.skip, config.steps, config.careful])
+    )
     if mode == "direct":
         return *direct_chain(question, author), mode
     if mode == "skip":
@@ -232,6 +270,7 @@ def write_drill(rng: np.random.Generator) -> str:
 
 
 def write_document(rng: np.random.Generator, config: CorpusConfig) -> Document:
+    """One document of a kind drawn by the shares of `config`."""
     kind = rng.random()
     if kind < config.drills:
         return Document(write_drill(rng), "drill")
@@ -255,7 +294,9 @@ def write_document(rng: np.random.Generator, config: CorpusConfig) -> Document:
         so = PHRASES[author.language]["so"]
         return Document(f"{user} {text} {assistant} {thought} {so} {answer_text}", f"untagged/{mode}", question.key)
     return Document(
-        f"{user} {text} {assistant} <think> {thought} </think> <answer> {answer_text} </answer>", f"chat/{mode}", question.key
+        f"{user} {text} {assistant} <think> {thought} </think> <answer> {answer_text} </answer>",
+        f"chat/{mode}",
+        question.key,
     )
 
 

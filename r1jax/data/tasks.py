@@ -2,8 +2,8 @@
 
 - **chain sum**: "compute 7 + 5 - 3 + 8 ?" with `operands` one-digit numbers; every running total lies in 0..20.
   A question with k operands takes k - 1 steps.
-- **pair search**: "which two of 4 9 6 2 make 11 ?": exactly one pair of the listed distinct digits has that sum. Trying the
-  pairs one after the other is the way to find it, so that looking again after a failed try pays.
+- **pair search**: "which two of 4 9 6 2 make 11 ?": exactly one pair of the listed distinct digits has that sum. Trying
+  the pairs one after the other is the way to find it, so that looking again after a failed try pays.
 
 Every question exists in English and in Chinese; both share one `key`, and splits (corpus, RL, evaluation) are made by a
 hash of that key, so no question is shared between them in either language.
@@ -35,30 +35,41 @@ class ChainSum:
 
     @property
     def key(self) -> str:
-        return "chain:" + str(self.operands[0]) + "".join(
-            f"{'+' if s > 0 else '-'}{x}" for s, x in zip(self.signs, self.operands[1:], strict=True)
+        """The question itself, in no language."""
+        return (
+            "chain:"
+            + str(self.operands[0])
+            + "".join(f"{'+' if s > 0 else '-'}{x}" for s, x in zip(self.signs, self.operands[1:], strict=True))
         )
 
     @property
     def totals(self) -> tuple[int, ...]:
         """Running totals after each step."""
-        return tuple(itertools.accumulate((s * x for s, x in zip(self.signs, self.operands[1:], strict=True)), initial=self.operands[0]))[1:]
+        return tuple(
+            itertools.accumulate(
+                (s * x for s, x in zip(self.signs, self.operands[1:], strict=True)), initial=self.operands[0]
+            )
+        )[1:]
 
     @property
     def expression(self) -> str:
+        """As written in a prompt."""
         return str(self.operands[0]) + "".join(
             f" {'+' if s > 0 else '-'} {x}" for s, x in zip(self.signs, self.operands[1:], strict=True)
         )
 
     @property
     def answer(self) -> str:
+        """The reference answer."""
         return str(self.totals[-1])
 
     @property
     def steps(self) -> int:
+        """Sums and differences to work out."""
         return len(self.signs)
 
     def question(self, language: str) -> str:
+        """The question in English or Chinese."""
         return f"compute {self.expression} ?" if language == "en" else f"计算 {self.expression} ?"
 
 
@@ -71,6 +82,7 @@ class PairSearch:
 
     @property
     def key(self) -> str:
+        """The question itself, in no language."""
         return f"pair:{','.join(map(str, self.numbers))}={self.target}"
 
     @property
@@ -80,6 +92,7 @@ class PairSearch:
 
     @property
     def answer(self) -> str:
+        """The reference answer."""
         return next(f"{a} {b}" for a, b in self.pairs if a + b == self.target)
 
     @property
@@ -88,8 +101,13 @@ class PairSearch:
         return 1 + next(i for i, (a, b) in enumerate(self.pairs) if a + b == self.target)
 
     def question(self, language: str) -> str:
+        """The question in English or Chinese."""
         listed = " ".join(map(str, self.numbers))
-        return f"which two of {listed} make {self.target} ?" if language == "en" else f"{listed} 中 哪 两 个 得 {self.target} ?"
+        return (
+            f"which two of {listed} make {self.target} ?"
+            if language == "en"
+            else f"{listed} 中 哪 两 个 得 {self.target} ?"
+        )
 
 
 Question = ChainSum | PairSearch
@@ -141,6 +159,7 @@ def sample_question(rng: np.random.Generator, task: str, split: str) -> Question
 
 
 def to_example(question: Question, language: str) -> Example:
+    """The question in one language, as the other rooms know it."""
     task = "chain_sum" if isinstance(question, ChainSum) else "pair_search"
     return Example(
         id=f"{question.key}:{language}",
@@ -188,7 +207,9 @@ def make_examples(config: TaskConfig) -> list[Example]:
         if question.key in seen:
             failures += 1
             if failures > 100 * config.size + 10_000:
-                raise ValueError(f"size: {config.size} distinct questions asked, only {len(seen)} found in split {config.split!r}")
+                raise ValueError(
+                    f"size: {config.size} distinct questions asked, only {len(seen)} found in split {config.split!r}"
+                )
             continue
         seen.add(question.key)
         examples.append(to_example(question, LANGUAGES[int(rng.integers(2))]))

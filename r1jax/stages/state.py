@@ -15,10 +15,11 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from r1jax.algorithms.router_bias import update_router_bias
 from r1jax.model.config import ModelConfig
-from r1jax.model.transformer import abstract_params, init_params
+from r1jax.model.outputs import Output
+from r1jax.model.transformer import Transformer, abstract_params, init_params
 from r1jax.optim import abstract_optimizer, init_optimizer
 from r1jax.sharding import param_shardings, replicate
-from r1jax.types import Array, Params
+from r1jax.types import Array, PackedBatch, Params
 
 ROUTER_BIASES = (("moe_layers", "moe", "router"), ("mtp", "block", "moe", "router"))
 """Where the selection biases live in the parameter tree: the MoE stack's [M, E] and the MTP block's [E]."""
@@ -26,6 +27,8 @@ ROUTER_BIASES = (("moe_layers", "moe", "router"), ("mtp", "block", "moe", "route
 
 @struct.dataclass
 class TrainState:
+    """Everything that an update changes."""
+
     params: Params
     opt_state: Any
     step: Array  # [] int32, updates made
@@ -42,10 +45,18 @@ class Accumulated:
     mtp_load: Array | None  # [E]
 
 
-def abstract_state(model: ModelConfig, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+def forward(model: Transformer, params: Params, packed: PackedBatch) -> Output:
+    """The model on packed rows."""
+    output = model.apply({"params": params}, packed.tokens, packed.positions, packed.segment_ids)
+    assert isinstance(output, Output)
+    return output
+
+
+def abstract_state(model: ModelConfig, optimizer: optax.GradientTransformation, mesh: Mesh) -> Any:
     """Shapes and shardings of a TrainState: what a checkpoint is restored into."""
     params = placed_abstract_params(model, mesh)
-    return TrainState(
+    shapes: Any = TrainState
+    return shapes(
         params=params,
         opt_state=abstract_optimizer(optimizer, params),
         step=jax.ShapeDtypeStruct((), jnp.int32, sharding=NamedSharding(mesh, PartitionSpec())),
@@ -96,6 +107,7 @@ class GradientAccumulator:
         self._add = jax.jit(lambda so_far, *args: add_accumulated(so_far, gradients(*args)), donate_argnums=0)
 
     def __call__(self, so_far: Accumulated | None, *args: Any) -> Accumulated:
+        """`so_far` (None at first) with the gradients of one more micro-batch."""
         return self._first(*args) if so_far is None else self._add(so_far, *args)
 
 
