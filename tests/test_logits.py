@@ -9,6 +9,8 @@ import pytest
 
 from r1jax.sampling.logits import block_width, draw_index, sample_token, top_k_mask, top_p_mask
 
+sample = jax.jit(sample_token, static_argnames=("temperature", "top_k", "top_p"))
+
 
 def random_logits(seed: int, rows: int, vocab: int, scale: float = 3.0) -> np.ndarray:
     return np.random.default_rng(seed).normal(size=(rows, vocab), scale=scale).astype(np.float32)
@@ -46,15 +48,17 @@ def test_top_k_keeps_what_equals_the_kth():
     assert keep.tolist() == [[False, True, True, True]]
 
 
-@pytest.mark.parametrize("vocab", [5, 257, 5000])
+@pytest.mark.parametrize("vocab", [5, 257, 3000])
 @pytest.mark.parametrize("p", [0.05, 0.5, 0.95, 0.999])
 def test_top_p_keeps_the_nucleus(vocab, p):
     weights = np.exp(random_logits(1, 64, vocab))
     keep = np.asarray(top_p_mask(jnp.asarray(weights), p))
     expected = nucleus(weights.astype(np.float64), p)
-    share = np.where(expected, weights.astype(np.float64), 0).sum(-1) / weights.astype(np.float64).sum(-1)
-    clear = share - p > 1e-6  # not within float32 rounding of the boundary
-    assert clear.mean() > 0.9
+    rounding = 2e-7  # where the share is that near to p, float32 may decide otherwise
+    clear = (
+        nucleus(weights.astype(np.float64), p - rounding) == nucleus(weights.astype(np.float64), p + rounding)
+    ).all(-1)
+    assert clear.mean() > 0.7
     np.testing.assert_array_equal(keep[clear], expected[clear])
 
 
@@ -71,15 +75,15 @@ def test_top_p_on_dyadic_weights_worked_by_hand():
 def test_top_p_is_taken_of_what_top_k_left():
     logits = jnp.log(jnp.array([[8.0, 4.0, 2.0, 1.0, 1.0]]))
     keys = jax.random.split(jax.random.key(0), 4000)
-    tokens, _ = sample_token(jnp.tile(logits, (4000, 1)), keys, top_k=2, top_p=0.6)
+    tokens, _ = sample(jnp.tile(logits, (4000, 1)), keys, top_k=2, top_p=0.6)
     assert set(np.asarray(tokens).tolist()) == {0}  # 8 of 12 is 0.67; of all 16 it would be 0.5, and 1 be kept too
-    tokens, _ = sample_token(jnp.tile(logits, (4000, 1)), keys, top_p=0.6)
+    tokens, _ = sample(jnp.tile(logits, (4000, 1)), keys, top_p=0.6)
     assert set(np.asarray(tokens).tolist()) == {0, 1}
 
 
 @pytest.mark.parametrize("vocab", [3, 50, 515])
 def test_drawn_frequencies_are_the_probabilities(vocab):
-    draws = 200_000
+    draws = 50_000
     logits = random_logits(2, 1, vocab, scale=2.0)
     probs = np.exp(log_softmax(logits / 0.8))[0]
     keys = jax.random.split(jax.random.key(3), draws)
@@ -120,7 +124,7 @@ def test_logprobs_are_untruncated_and_tokens_are_kept_ones(options):
     temperature, rows, vocab = 0.6, 512, 300
     logits = random_logits(5, rows, vocab)
     keys = jax.random.split(jax.random.key(6), rows)
-    tokens, logprobs = sample_token(jnp.asarray(logits), keys, temperature=temperature, **options)
+    tokens, logprobs = sample(jnp.asarray(logits), keys, temperature=temperature, **options)
     tokens = np.asarray(tokens)
     expected = log_softmax(logits / np.float32(temperature))
     np.testing.assert_allclose(logprobs, expected[np.arange(rows), tokens], atol=2e-6)
@@ -134,7 +138,7 @@ def test_logprobs_are_untruncated_and_tokens_are_kept_ones(options):
 
 def test_temperature_zero_takes_the_first_of_the_largest():
     logits = jnp.array([[0.0, 2.0, 2.0], [3.0, 1.0, 2.0]])
-    tokens, logprobs = sample_token(logits, jax.random.split(jax.random.key(0), 2), temperature=0.0)
+    tokens, logprobs = sample(logits, jax.random.split(jax.random.key(0), 2), temperature=0.0)
     assert tokens.tolist() == [1, 0]
     np.testing.assert_allclose(logprobs, log_softmax(np.asarray(logits))[[0, 1], [1, 0]], rtol=1e-6)
 
@@ -152,6 +156,6 @@ def test_a_draw_depends_on_its_own_logits_and_key_only():
 
 def test_bfloat16_logits_give_float32_logprobs():
     logits = jnp.asarray(random_logits(10, 4, 64)).astype(jnp.bfloat16)
-    tokens, logprobs = sample_token(logits, jax.random.split(jax.random.key(0), 4))
+    tokens, logprobs = sample(logits, jax.random.split(jax.random.key(0), 4))
     expected = log_softmax(np.asarray(logits.astype(jnp.float32)))
     np.testing.assert_allclose(logprobs, expected[np.arange(4), np.asarray(tokens)], atol=2e-6)

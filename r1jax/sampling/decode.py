@@ -1,11 +1,12 @@
 """Prefill and decode as pure functions of an explicit state; `sampler.Sampler` compiles and calls them.
 
-A completion depends on its prompt, the parameters and its own key only. The draw of response token t uses
-fold_in(row key, t), every operation of the model treats rows alike, and rows that are done keep being computed (their
+A completion depends on its prompt, the parameters and its own key only: the draw of response token t uses
+fold_in(row key, t), and every operation of the model treats rows alike. Rows that are done are computed on (their
 tokens are thrown away), so that shapes never change within a chunk.
 
 The loop runs in chunks of steps. The cache has just the slots that its chunk can reach and grows between chunks, since
-a decode step reads all of them.
+a decode step reads all of them. `merge` packs the unfinished rows of two blocks into one of the same shape: the same
+program then runs on them, and the results stay the same to the last bit, which they would not in a smaller shape.
 
 Letters: B rows, P prompt width, L longest response, V vocabulary, M MoE layers, A active experts.
 """
@@ -13,6 +14,7 @@ Letters: B rows, P prompt width, L longest response, V vocabulary, M MoE layers,
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +24,6 @@ from jax.sharding import Mesh
 from r1jax.model.cache import Cache, grow_cache, init_cache, take_rows
 from r1jax.model.config import ModelConfig
 from r1jax.model.heads import logits_of, unembedding
-from r1jax.model.outputs import Output
 from r1jax.model.transformer import Transformer
 from r1jax.sampling.logits import sample_token
 from r1jax.types import Array, Params
@@ -38,15 +39,17 @@ class SamplingConfig:
     top_p: float = 1.0
     stop_tokens: tuple[int, ...] = ()  # ids that end a response and are part of it
     stop_strings: tuple[str, ...] = ()  # a response ends with the first token after which its text contains one
-    chunk: int = 32  # decode steps between two growths of the cache
+    chunk: int = 32  # decode steps between two growths of the cache; each chunk is a program of its own
+    regroup: int = 8  # decode steps between two looks at whether the unfinished rows fit into fewer blocks
     record_experts: bool = False
 
     def __post_init__(self) -> None:
         """Raises ValueError naming the field that is out of range."""
         if self.max_new_tokens < 1:
             raise ValueError(f"max_new_tokens is {self.max_new_tokens}, expected at least 1")
-        if self.chunk < 1:
-            raise ValueError(f"chunk is {self.chunk}, expected at least 1")
+        for field in ("chunk", "regroup"):
+            if getattr(self, field) < 1:
+                raise ValueError(f"{field} is {getattr(self, field)}, expected at least 1")
         if not self.temperature >= 0:
             raise ValueError(f"temperature is {self.temperature}, expected 0 (greedy) or more")
         if self.top_k < 0:
@@ -88,20 +91,38 @@ def grow(state: DecodeState, slots: int) -> DecodeState:
     return state.replace(cache=grow_cache(state.cache, slots))  # type: ignore[attr-defined]
 
 
-def select_rows(state: DecodeState, rows: Array) -> DecodeState:
-    """The state of the rows [B'] only, in that order; the steps of a row do not depend on the others."""
-    done = state.done[rows]
+def merge(first: DecodeState, second: DecodeState, rows: Array, unused: Array) -> DecodeState:
+    """Rows of two states of the same step and shape, gathered into one.
+
+    rows: [B] int32 into the rows of `first` followed by those of `second`. unused: [B] bool, rows of the result that
+    only fill it up. A row's own numbers do not change, and so neither does what it will draw.
+    """
+
+    def joined(x: Array, y: Array) -> Array:
+        return jnp.concatenate([x, y])[rows]
+
+    def layers(x: Array, y: Array) -> Array:
+        return jnp.concatenate([x, y], axis=1)
+
+    a, b = first.cache, second.cache
+    cache = Cache(
+        dense=jax.tree.map(layers, a.dense, b.dense),
+        moe=jax.tree.map(layers, a.moe, b.moe),
+        start=jnp.concatenate([a.start, b.start]),
+        index=a.index,
+    )
+    done = joined(first.done, second.done) | unused
     return DecodeState(
-        cache=take_rows(state.cache, rows),
-        key_data=state.key_data[rows],
-        automaton=state.automaton[rows],
+        cache=take_rows(cache, rows),
+        key_data=joined(first.key_data, second.key_data),
+        automaton=joined(first.automaton, second.automaton),
         done=done,
         active=jnp.sum(~done, dtype=jnp.int32),
-        step=state.step,
-        lengths=state.lengths[rows],
-        tokens=state.tokens[rows],
-        logprobs=state.logprobs[rows],
-        experts=None if state.experts is None else state.experts[rows],
+        step=first.step,
+        lengths=joined(first.lengths, second.lengths),
+        tokens=joined(first.tokens, second.tokens),
+        logprobs=joined(first.logprobs, second.logprobs),
+        experts=jax.tree.map(joined, first.experts, second.experts),
     )
 
 
@@ -113,6 +134,14 @@ class Decoder:
     cfg: SamplingConfig
     mesh: Mesh | None = None
     key_impl: str = "threefry2x32"
+
+    @property
+    def routing(self) -> jax.ShapeDtypeStruct | None:
+        """One token's recorded expert choices [M, A], in the smallest type that holds them and -1; None if none are."""
+        moe, layers = self.model_cfg.moe, self.model_cfg.num_moe_layers
+        if not self.cfg.record_experts or moe is None or layers == 0:
+            return None
+        return jax.ShapeDtypeStruct((layers, moe.num_active), jnp.int8 if moe.num_experts <= 128 else jnp.int16)
 
     def prefill(
         self, params: Params, prompts: Array, lengths: Array, key_data: Array, unused: Array, stops: Array
@@ -128,13 +157,10 @@ class Decoder:
           stops: [S, V] int32, see `stop.stop_table`.
         """
         batch, width = prompts.shape
-        limit, moe = self.cfg.max_new_tokens, self.model_cfg.moe
+        limit = self.cfg.max_new_tokens
         slots = cache_slots(width, next(iter(chunk_ends(self.cfg)), 1))
         cache = init_cache(self.model_cfg, lengths, width, slots, self.model_cfg.dtype)
-        experts = None
-        if self.cfg.record_experts and moe is not None and self.model_cfg.num_moe_layers:
-            dtype = jnp.int8 if moe.num_experts <= 128 else jnp.int16
-            experts = jnp.full((batch, limit, self.model_cfg.num_moe_layers, moe.num_active), -1, dtype)
+        routing = self.routing
         state = DecodeState(
             cache=cache,
             key_data=key_data,
@@ -145,7 +171,7 @@ class Decoder:
             lengths=jnp.zeros((batch,), jnp.int32),
             tokens=jnp.zeros((batch, limit), jnp.int32),
             logprobs=jnp.zeros((batch, limit), jnp.float32),
-            experts=experts,
+            experts=None if routing is None else jnp.full((batch, limit, *routing.shape), -1, routing.dtype),
         )
         positions = jnp.maximum(jnp.arange(width)[None, :] - cache.start[:, None], 0)
         return self._advance(params, state, prompts, positions, stops)
@@ -169,7 +195,7 @@ class Decoder:
     ) -> DecodeState:
         """Feeds tokens [B, T] to the model and draws the next response token from the last of them."""
         model = Transformer(self.model_cfg, self.mesh)
-        out: Output = model.apply({"params": params}, tokens, positions, cache=state.cache)
+        out: Any = model.apply({"params": params}, tokens, positions, cache=state.cache)  # an Output
         with jax.named_scope("head"):
             logits = logits_of(out.hidden[:, -1], unembedding(params, self.model_cfg))
         with jax.named_scope("draw"):

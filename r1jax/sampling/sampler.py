@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,10 +14,10 @@ import numpy as np
 from flax.core import meta
 from jax.sharding import Mesh, NamedSharding
 
-from r1jax.model.cache import Cache, GQACache, LayerCache, MLACache
+from r1jax.model.cache import LayerCache, MLACache
 from r1jax.model.config import ModelConfig
 from r1jax.model.transformer import abstract_params
-from r1jax.sampling.decode import Decoder, DecodeState, SamplingConfig, cache_slots, chunk_ends, grow
+from r1jax.sampling.decode import Decoder, DecodeState, SamplingConfig, cache_slots, chunk_ends, grow, merge
 from r1jax.sampling.stop import stop_table
 from r1jax.sharding import (
     batch_sharding,
@@ -53,32 +55,63 @@ def state_shardings(mesh: Mesh, state: DecodeState) -> DecodeState:
     """Where a decode state lives: its rows, those of the cache included, split over the batch axes of the mesh."""
 
     def layers(cache: LayerCache | None) -> Any:
-        if cache is None:
-            return None
-        if isinstance(cache, MLACache):
-            return jax.tree.map(lambda x: logical_sharding(mesh, (None, "batch", None, None), x.shape), cache)
-        names = (None, "batch", "act_kv_heads", None, None)
-        return GQACache(k=logical_sharding(mesh, names, cache.k.shape), v=logical_sharding(mesh, names, cache.v.shape))
+        heads = None if isinstance(cache, MLACache) else "act_kv_heads"
+        return jax.tree.map(
+            lambda x: logical_sharding(mesh, (None, "batch", heads, None, None)[: x.ndim], x.shape), cache
+        )
 
-    def rows(x: Array) -> NamedSharding:
-        return batch_sharding(mesh, x.ndim)
+    placed: Any = jax.tree.map(lambda x: batch_sharding(mesh, x.ndim), state)
+    return placed.replace(cache=placed.cache.replace(dense=layers(state.cache.dense), moe=layers(state.cache.moe)))
 
-    cache = state.cache
-    placed = jax.tree.map(rows, state.replace(cache=None))  # type: ignore[attr-defined]
-    return placed.replace(
-        cache=Cache(dense=layers(cache.dense), moe=layers(cache.moe), start=rows(cache.start), index=rows(cache.index))
-    )
+
+UNUSED = -1  # in place of a row's number: it only fills up a block
+
+
+@dataclasses.dataclass(frozen=True)
+class Block:
+    """Rows that are decoded together."""
+
+    state: DecodeState
+    rows: np.ndarray  # [B of this process] int, each row's number in the call, or UNUSED
+
+    def after(self, state: DecodeState) -> Block:
+        """The same rows in a later state."""
+        return dataclasses.replace(self, state=state)
+
+    def live(self) -> np.ndarray:
+        """The places in the block of rows that are not done."""
+        return np.flatnonzero(~_local_rows(self.state.done))
+
+    def write(self, rollout: Rollout) -> None:
+        """Copies what was drawn so far to the call's host arrays."""
+        used = self.rows != UNUSED
+        rows, state = self.rows[used], self.state
+        records: Any = (
+            (rollout.response_tokens, state.tokens),
+            (rollout.response_lengths, state.lengths),
+            (rollout.sampler_logprobs, state.logprobs),
+            (rollout.finished, state.done),
+            (rollout.experts, state.experts),
+        )
+        for record, drawn in records:
+            if record is not None:
+                record[rows] = _local_rows(drawn)[used]
 
 
 class Sampler:
     """Draws responses: `sampler.sample(params, prompts, lengths, keys) -> Rollout`.
 
+    The rows of a call are worked on in blocks of `batch_size`, one compiled shape for all. Every few steps the rows not
+    yet done are gathered into as few blocks as hold them. At one `batch_size`, a completion is the same to the last bit
+    whatever its neighbours, its place, and the number of rows; another batch_size may differ in the last bits of the
+    log-probs (about 2e-6 on a CPU), and so, rarely, in a token.
+
     Nothing but compiled programs is kept. A program is compiled when it is first needed, or by `warmup`; after that
-    nothing compiles again: prompt lengths, response limits and a batch that is not full are data.
+    nothing compiles again: prompt lengths, response limits and the number of rows are data.
 
     `Rollout.experts[n, t]` (with `record_experts`) are the choices made when the model processed the token that
     *predicts* response token t: the last prompt token for t = 0, response token t - 1 after that. So they stand where
-    the trainer's arrays [R, T] have response token t as the target.
+    the trainer's arrays [R, T] have response token t as the target. They are -1 after the end of the response.
     """
 
     def __init__(
@@ -97,7 +130,7 @@ class Sampler:
           mesh: devices; rows and cache are split over its batch axes. None: one device.
           sampling_cfg: how to draw.
           prompt_width: P, the longest prompt.
-          batch_size: B, rows of every call.
+          batch_size: B, rows of a block.
           token_bytes: the bytes of every token, for `stop_strings`.
 
         Raises:
@@ -120,7 +153,8 @@ class Sampler:
         table = stop_table(model_cfg.vocab_size, sampling_cfg.stop_tokens, sampling_cfg.stop_strings, token_bytes)
         self._stops = jnp.asarray(table) if mesh is None else replicate(mesh, table)
         self._ends = chunk_ends(sampling_cfg)
-        self._decoder = Decoder(model_cfg, sampling_cfg, mesh, str(jax.config.jax_default_prng_impl))
+        self._rows = batch_size // jax.process_count()  # rows of a block that this process brings
+        self._decoder = Decoder(model_cfg, sampling_cfg, mesh, jax.config.jax_default_prng_impl)  # type: ignore[attr-defined]
         self._programs: dict[tuple[str, int], Any] = {}
 
     @functools.cached_property
@@ -147,15 +181,15 @@ class Sampler:
         """Draws one response to each prompt.
 
         Args:
-          params: the model's parameters, of the same shapes and shardings in every call.
-          prompts: [N, P] int32, left-padded, N <= batch_size; missing rows are filled up and cost what full ones cost.
+          params: the model's parameters, as `init_params` lays them out.
+          prompts: [N, P] int32, left-padded. N is free; a block that is not full costs what a full one does.
           lengths: [N] int32.
           keys: [N] random keys, one per row.
           max_new_tokens: a limit on the response below the configured one.
 
         Returns:
           `Rollout` with host arrays of width L = the configured max_new_tokens. With several processes, each passes
-          and gets its own rows of the batch, which must then be full.
+          and gets its own rows; all must pass the same number.
 
         Raises:
           ValueError: a prompt is empty or longer than P; a token is outside the vocabulary; the shapes do not match;
@@ -166,60 +200,109 @@ class Sampler:
         self._check(prompts, lengths, keys, limit)
         if self.mesh is not None:
             params = jax.device_put(params, jax.tree.map(lambda x: x.sharding, self._params))  # mostly there already
-        state = self._program("prefill", 1)(params, *self._inputs(prompts, lengths, keys), self._stops)
+        rollout = self._empty(prompts, lengths)
+        blocks = self._prefill(params, prompts, lengths, keys)
+        step, have = 1, next(iter(self._ends), 1)  # tokens drawn, and the chunk that the caches are made for
         for end in self._ends:
-            if int(state.step) >= limit or not int(state.active):
-                break
-            if end != self._ends[0]:
-                state = self._program("grow", end)(state)
-            state = self._program("decode", end)(params, state, np.int32(limit), self._stops)
-        fetch = functools.partial(_local_rows, count=len(prompts))
-        return Rollout(
-            prompt_tokens=prompts,
-            prompt_lengths=lengths,
-            response_tokens=fetch(state.tokens),
-            response_lengths=fetch(state.lengths),
-            sampler_logprobs=fetch(state.logprobs),
-            finished=fetch(state.done),
-            experts=None if state.experts is None else fetch(state.experts),
-        )
+            while step < min(end, limit) and any(int(block.state.active) for block in blocks):
+                blocks = self._regroup(blocks, have, rollout)
+                if have != end:
+                    blocks = [block.after(self._program("grow", end)(block.state)) for block in blocks]
+                    have = end
+                step = min(step + self.cfg.regroup, end, limit)
+                program, until = self._program("decode", end), np.int32(step)
+                blocks = [block.after(program(params, block.state, until, self._stops)) for block in blocks]
+        for block in blocks:
+            block.write(rollout)
+        return rollout
 
     def warmup(self) -> int:
         """Compiles every program that any call can need, and runs none of them; returns `compile_count`."""
         self._program("prefill", 1)
         for end in self._ends:
             self._program("decode", end)
+            if jax.process_count() == 1:
+                self._program("merge", end)
             if end != self._ends[0]:
                 self._program("grow", end)
         return self.compile_count
 
+    def _prefill(self, params: Params, prompts: np.ndarray, lengths: np.ndarray, keys: Array) -> list[Block]:
+        key_data = np.asarray(jax.random.key_data(keys))
+        prompts = np.where(_real(lengths, self.prompt_width), prompts, 0)  # whatever stands in the padding
+        program = self._program("prefill", 1)
+        blocks = []
+        for first in range(0, len(prompts), self._rows):
+            rows = np.arange(first, first + self._rows)
+            rows[rows >= len(prompts)] = UNUSED
+            inputs: Any = (prompts[rows], lengths[rows], key_data[rows], rows == UNUSED)
+            if self.mesh is not None:
+                inputs = shard_batch(self.mesh, inputs)
+            blocks.append(Block(program(params, *inputs, self._stops), rows))
+        return blocks
+
+    def _regroup(self, blocks: list[Block], end: int, rollout: Rollout) -> list[Block]:
+        """The rows not yet done, in as few blocks as hold them; what the other rows drew is written to `rollout`.
+
+        end: the chunk that the blocks' caches are made for.
+        """
+        live = [block for block in blocks if int(block.state.active)]
+        if jax.process_count() == 1:  # with several, a row stays with its process
+            wanted = [(place, slot) for place, block in enumerate(live) for slot in block.live()]
+            if -(-len(wanted) // self.batch_size) < len(live):
+                parts = [wanted[i : i + self.batch_size] for i in range(0, len(wanted), self.batch_size)]
+                live = [self._pack(live, part, end) for part in parts]
+        if len(live) < len(blocks):
+            for block in blocks:
+                block.write(rollout)
+        return live
+
+    def _pack(self, blocks: list[Block], wanted: list[tuple[int, int]], end: int) -> Block:
+        """One block of the `wanted` rows, as (block, row of the block) with the blocks in order."""
+        packed, count = blocks[wanted[0][0]], 0
+        for place, pairs in itertools.groupby(wanted, key=lambda pair: pair[0]):
+            slots = [slot for _, slot in pairs]
+            index = np.zeros(self.batch_size, np.int32)
+            index[:count] = np.arange(count)
+            index[count : count + len(slots)] = self.batch_size + np.array(slots)
+            count += len(slots)
+            unused = np.arange(self.batch_size) >= count
+            rows = np.where(unused, UNUSED, np.concatenate([packed.rows, blocks[place].rows])[index])
+            arguments = (index, unused) if self.mesh is None else shard_batch(self.mesh, (index, unused))
+            state = self._program("merge", end)(packed.state, blocks[place].state, *arguments)
+            packed = Block(state, rows)
+        return packed
+
+    def _empty(self, prompts: np.ndarray, lengths: np.ndarray) -> Rollout:
+        """A rollout of host arrays in which nothing is drawn yet."""
+        count, width, routing = len(prompts), self.cfg.max_new_tokens, self._decoder.routing
+        arrays: dict[str, Any] = {
+            "prompt_tokens": prompts,
+            "prompt_lengths": lengths,
+            "response_tokens": np.zeros((count, width), np.int32),
+            "response_lengths": np.zeros((count,), np.int32),
+            "sampler_logprobs": np.zeros((count, width), np.float32),
+            "finished": np.zeros((count,), bool),
+        }
+        if routing is not None:
+            arrays["experts"] = np.full((count, width, *routing.shape), -1, routing.dtype)
+        return Rollout(**arrays)
+
     def _check(self, prompts: np.ndarray, lengths: np.ndarray, keys: Array, limit: int) -> None:
-        rows, vocab = self.batch_size // jax.process_count(), self.model_cfg.vocab_size
+        vocab = self.model_cfg.vocab_size
         if not 1 <= limit <= self.cfg.max_new_tokens:
             raise ValueError(f"max_new_tokens is {limit}, expected 1..{self.cfg.max_new_tokens}")
-        if prompts.ndim != 2 or prompts.shape[1] != self.prompt_width or not 1 <= len(prompts) <= rows:
-            raise ValueError(f"prompts have shape {prompts.shape}, expected [1..{rows}, {self.prompt_width}]")
+        if prompts.ndim != 2 or prompts.shape[1] != self.prompt_width or not len(prompts):
+            raise ValueError(f"prompts have shape {prompts.shape}, expected [N, {self.prompt_width}] with N > 0")
         if lengths.shape != prompts.shape[:1] or keys.shape[:1] != prompts.shape[:1]:
             raise ValueError(f"{len(prompts)} prompts, but lengths {lengths.shape} and keys {keys.shape}")
-        if len(prompts) < rows and jax.process_count() > 1:
-            raise ValueError(f"{len(prompts)} prompts; with several processes each must bring {rows}")
+        if str(jax.random.key_impl(keys)) != self._decoder.key_impl:
+            raise ValueError(f"keys are {jax.random.key_impl(keys)} keys, expected {self._decoder.key_impl}")
         _check_lengths(lengths, self.prompt_width)
-        real = np.arange(self.prompt_width) >= self.prompt_width - lengths[:, None]
-        wrong = np.argwhere(real & ((prompts < 0) | (prompts >= vocab)))
+        wrong = np.argwhere(_real(lengths, self.prompt_width) & ((prompts < 0) | (prompts >= vocab)))
         if len(wrong):
             row, place = wrong[0]
             raise ValueError(f"prompt of row {row} has token {prompts[row, place]}, outside the vocabulary of {vocab}")
-
-    def _inputs(self, prompts: np.ndarray, lengths: np.ndarray, keys: Array) -> tuple[Any, ...]:
-        """The batch as the prefill takes it: filled up to its full size by copies of row 0 that draw nothing."""
-        rows = self.batch_size // jax.process_count()
-        source = np.arange(rows)
-        source[len(prompts) :] = 0
-        key_data = np.asarray(jax.random.key_data(keys))[source]
-        real = np.arange(self.prompt_width) >= self.prompt_width - lengths[:, None]
-        prompts = np.where(real, prompts, 0)[source]  # whatever stands in the padding
-        batch = (prompts, lengths[source], key_data, np.arange(rows) >= len(lengths))
-        return batch if self.mesh is None else shard_batch(self.mesh, batch)
 
     def _abstract_inputs(self) -> tuple[jax.ShapeDtypeStruct, ...]:
         rows = self.batch_size
@@ -234,11 +317,16 @@ class Sampler:
             return arrays
         return tuple(_placed(x, batch_sharding(self.mesh, x.ndim)) for x in arrays)
 
+    @functools.cached_property
+    def _prefilled(self) -> DecodeState:
+        """Shapes of the state after the prefill."""
+        prefill = functools.partial(self._decoder.prefill, stops=self._stops)
+        return jax.eval_shape(prefill, self._params, *self._abstract_inputs())
+
     def _abstract_state(self, end: int) -> DecodeState:
         """The state in the chunk that ends with `end` response tokens."""
-        prefill = functools.partial(self._decoder.prefill, stops=self._stops)
-        state = jax.eval_shape(prefill, self._params, *self._abstract_inputs())
-        state = jax.eval_shape(functools.partial(grow, slots=cache_slots(self.prompt_width, end)), state)
+        slots = cache_slots(self.prompt_width, end)
+        state = jax.eval_shape(functools.partial(grow, slots=slots), self._prefilled)
         if self.mesh is None:
             return state
         return jax.tree.map(_placed, state, state_shardings(self.mesh, state))
@@ -255,6 +343,9 @@ class Sampler:
         if kind == "prefill":
             jitted = jax.jit(self._decoder.prefill, out_shardings=shardings)
             return jitted.lower(self._params, *self._abstract_inputs(), self._stops).compile()
+        if kind == "merge":
+            _, index, _, unused = self._abstract_inputs()
+            return jax.jit(merge, out_shardings=shardings).lower(after, after, index, unused).compile()
         if kind == "grow":
             before = self._abstract_state(self._ends[self._ends.index(end) - 1])
             slots = cache_slots(self.prompt_width, end)
@@ -269,9 +360,14 @@ def _placed(x: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 
 
-def _local_rows(x: Array, count: int) -> np.ndarray:
-    """The first `count` rows of a batch on the host; of a batch over several processes, the rows of this one."""
+def _real(lengths: np.ndarray, width: int) -> np.ndarray:
+    """[N, width] bool: where left-padded prompts have their tokens."""
+    return np.arange(width) >= width - lengths[:, None]
+
+
+def _local_rows(x: Array) -> np.ndarray:
+    """A batch on the host; of a batch over several processes, the rows of this one."""
     if x.is_fully_addressable:
-        return np.asarray(x)[:count]
+        return np.asarray(x)
     shards = {shard.index[0].start or 0: shard.data for shard in x.addressable_shards}
     return np.concatenate([np.asarray(shards[start]) for start in sorted(shards)])

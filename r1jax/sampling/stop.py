@@ -52,7 +52,7 @@ def byte_automaton(patterns: Sequence[bytes]) -> np.ndarray:
 
 
 def token_automaton(automaton: np.ndarray, token_bytes: Sequence[bytes]) -> np.ndarray:
-    """[S + 1, V] int32: the state after all bytes of each token, given the state before it. `automaton`: [S + 1, 256]."""
+    """automaton [S + 1, 256] -> [S + 1, V] int32: the state after all bytes of each token, given the state before."""
     lengths = np.array([len(data) for data in token_bytes], np.int64)
     padded = np.zeros((len(token_bytes), max(1, lengths.max(initial=1))), np.uint8)
     for row, data in enumerate(token_bytes):
