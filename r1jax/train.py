@@ -72,7 +72,7 @@ def main(argv: Sequence[str]) -> None:
         jax.config.update("jax_compilation_cache_dir", str(cache))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     try:
-        run(CONFIG.value, None if CHECK.value else pathlib.Path(WORKDIR.value))
+        run(CONFIG.value, None if CHECK.value else pathlib.Path(WORKDIR.value or ""))
     except Interrupted as stop:
         console.print(str(stop), style="yellow", highlight=False)
         sys.exit(143)

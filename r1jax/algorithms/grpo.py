@@ -22,6 +22,7 @@ from typing import Literal, get_args
 import chex
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from r1jax.algorithms.kl import k1, k2, k3
 from r1jax.algorithms.masked import masked_max, response_mean, response_sum, spread_to_tokens, weighted_sum
@@ -123,7 +124,7 @@ GRPO_PRESETS: Mapping[str, GRPOConfig] = {
 # --- rewards of groups -> advantages ----------------------------------------------------------------------------------
 
 
-def keep_informative(rewards: Array, graded: Array | None = None) -> Array:
+def keep_informative(rewards: ArrayLike, graded: ArrayLike | None = None) -> Array:
     """Which groups teach something: [P, G] -> [P] bool, False where all (graded) rewards are equal (DAPO).
 
     Groups with fewer than two graded responses are False.
@@ -134,7 +135,7 @@ def keep_informative(rewards: Array, graded: Array | None = None) -> Array:
     return highest > lowest
 
 
-def group_advantages(rewards: Array, config: GRPOConfig, graded: Array | None = None) -> Array:
+def group_advantages(rewards: ArrayLike, config: GRPOConfig, graded: ArrayLike | None = None) -> Array:
     """Each response's reward against its group's: [P, G] -> [P, G] float32 (R1 eq. 3 or Dr.GRPO).
 
     graded [P, G] bool (None: all): an ungradable response takes no part in its group's mean and std and gets advantage
@@ -154,7 +155,7 @@ def group_advantages(rewards: Array, config: GRPOConfig, graded: Array | None = 
     return jnp.where(informative, centered, 0.0)
 
 
-def reward_metrics(rewards: Array, graded: Array | None = None) -> Metrics:
+def reward_metrics(rewards: ArrayLike, graded: ArrayLike | None = None) -> Metrics:
     """Means over a rollout's [P, G] rewards, to be logged beside the loss.
 
     reward_mean (graded responses), reward_std (population std within a group, mean over groups), zero_variance (share
@@ -176,7 +177,7 @@ def reward_metrics(rewards: Array, graded: Array | None = None) -> Metrics:
     }
 
 
-def overlong_penalty(lengths: Array, max_length: int, cache: int) -> Array:
+def overlong_penalty(lengths: ArrayLike, max_length: int, cache: int) -> Array:
     """DAPO's soft punishment of long responses (2503.14476 eq. 13), added to the reward: int lengths -> float32.
 
     0 up to max_length - cache, then falling linearly to -1 at max_length, -1 above.
@@ -202,7 +203,7 @@ def length_limit(step: int, schedule: tuple[tuple[int, int], ...]) -> int:
     return [limit for start, limit in schedule if start <= step][-1]
 
 
-def _rewards_and_mask(rewards: Array, graded: Array | None) -> tuple[Array, Array]:
+def _rewards_and_mask(rewards: ArrayLike, graded: ArrayLike | None) -> tuple[Array, Array]:
     rewards = jnp.asarray(rewards, jnp.float32)
     chex.assert_rank(rewards, 2)
     mask = jnp.ones(rewards.shape, bool) if graded is None else jnp.asarray(graded, bool)
@@ -214,7 +215,7 @@ def _rewards_and_mask(rewards: Array, graded: Array | None) -> tuple[Array, Arra
 
 
 def token_weights(
-    lengths: Array, aggregation: str, constant: float | None = None, included: Array | None = None
+    lengths: ArrayLike, aggregation: str, constant: float | None = None, included: ArrayLike | None = None
 ) -> Array:
     """Weight of each token of response i, such that loss = sum over tokens of weight * token loss: [N] -> [N] float32.
 

@@ -175,13 +175,13 @@ def train(
             tokens_seen += int(np.sum(batch.loss_mask))
             if step % config.log_every == 0 or step == config.steps:
                 values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-                check_finite(values, step, workdir, lambda batch=batch: batch)
+                check_finite(values, step, workdir, partial(jax.tree.map, np.asarray, batch))
                 rate = tokens_seen / (time.monotonic() - since)
                 writer.write(step, values, {"tokens_per_second": rate, "compilations": compiles.count})
                 progress.update(step, loss=values["loss"], tokens_per_second=rate)
                 tokens_seen, since = 0, time.monotonic()
             if step % config.checkpoint_every == 0 or step == config.steps or interruption.requested:
-                check_finite({"loss": float(metrics["loss"])}, step, workdir, lambda batch=batch: batch)
+                check_finite({"loss": float(metrics["loss"])}, step, workdir, partial(jax.tree.map, np.asarray, batch))
                 store.save(step, state, {"writer": writer.state(), "batches": batches.get_state()})
             if interruption.requested and step < config.steps:
                 interruption.stop(f"step {step} of {config.steps}")
@@ -251,7 +251,10 @@ def corpus_tokenizer(config: PretrainConfig, documents: Sequence[Document], work
     if path.exists():
         return SentencePieceTokenizer(path)
     texts = [document.text for document in documents[: config.tokenizer.sentences]]
-    return train_sentencepiece(texts, path, config.tokenizer.vocab_size, TAG_TOKENS, split_digits=False)
+    partial = path.with_name(path.name + ".partial")
+    train_sentencepiece(texts, partial, config.tokenizer.vocab_size, TAG_TOKENS, split_digits=False)
+    partial.replace(path)
+    return SentencePieceTokenizer(path)
 
 
 def tokenize(documents: Sequence[Document], tokenizer: Tokenizer) -> Documents:
