@@ -423,6 +423,11 @@ def _duration(seconds: float) -> str:
 
 def _flatten(value: Any, path: str = "") -> dict[str, str]:
     """Dotted path -> JSON text of every field."""
+    if isinstance(value, list) and any(isinstance(item, dict) for item in value):
+        # A list of records: by their names where they have one, so that a message does not show them whole.
+        names = [item.get("name", i) if isinstance(item, dict) else i for i, item in enumerate(value)]
+        parts = [_flatten(item, f"{path}[{name}]") for name, item in zip(names, value, strict=True)]
+        return {name: item for part in parts for name, item in part.items()}
     if isinstance(value, dict) and value:
         parts = [_flatten(item, f"{path}.{name}" if path else name) for name, item in value.items()]
         return {name: item for part in parts for name, item in part.items()}

@@ -10,6 +10,8 @@ import io
 import json
 import os
 import pathlib
+import zipfile
+import zlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,6 +22,7 @@ from jax.sharding import Mesh
 
 from r1jax.data.templates import TEMPLATES, render_prompt
 from r1jax.data.tokenizer import Tokenizer
+from r1jax.metrics import WorkdirError
 from r1jax.model.config import ModelConfig
 from r1jax.rewards.combine import RewardConfig, Scores, VerifyFunction, score_completion
 from r1jax.rewards.language import reflection_count
@@ -259,7 +262,7 @@ def load_graded(path: pathlib.Path) -> tuple[GradedRollout, dict[str, Any]]:
     """What `save_graded` wrote."""
     arrays, text = load_arrays(path)
     graded = GradedRollout(
-        rollout=Rollout(**arrays),  # type: ignore[arg-type]  # a dict of arrays of known names
+        rollout=Rollout(**arrays),
         examples=tuple(Example(**example) for example in text["examples"]),
         texts=tuple(text["texts"]),
         scores=tuple(
@@ -275,7 +278,7 @@ def save_arrays(path: pathlib.Path, arrays: dict[str, np.ndarray], text: dict[st
     path.parent.mkdir(parents=True, exist_ok=True)
     buffer = io.BytesIO()
     encoded = np.frombuffer(json.dumps(text, ensure_ascii=False).encode(), np.uint8)
-    np.savez(buffer, __text__=encoded, **arrays)  # type: ignore[arg-type]
+    np.savez(buffer, __text__=encoded, **arrays)
     partial = path.with_name(path.name + ".partial")
     with partial.open("wb") as file:
         file.write(buffer.getvalue())
@@ -285,7 +288,10 @@ def save_arrays(path: pathlib.Path, arrays: dict[str, np.ndarray], text: dict[st
 
 
 def load_arrays(path: pathlib.Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """What `save_arrays` wrote."""
-    with np.load(path) as file:
-        text = json.loads(file["__text__"].tobytes().decode())
-        return {name: file[name] for name in file.files if name != "__text__"}, text
+    """What `save_arrays` wrote. Raises WorkdirError if the file is damaged."""
+    try:
+        with np.load(path) as file:
+            text = json.loads(file["__text__"].tobytes().decode())
+            return {name: file[name] for name in file.files if name != "__text__"}, text
+    except (zipfile.BadZipFile, ValueError, KeyError, EOFError, zlib.error) as error:
+        raise WorkdirError(f"{path} is damaged ({error}). Remove it, and what it holds is made again.") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pathlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,16 +14,29 @@ from r1jax.rewards.answer import extract_final_answer
 from r1jax.rewards.combine import RewardConfig
 from r1jax.rewards.language import language_share, reflection_count, thought_of
 from r1jax.rewards.math_accuracy import answer_key
-from r1jax.rollout import Completer, GradedRollout, grade
+from r1jax.rollout import Completer, GradedRollout, grade, load_graded, save_graded
 from r1jax.types import Array, Example, Params
 
 
 def evaluate_examples(
-    completer: Completer, params: Params, examples: Sequence[Example], samples: int, key: Array, rewards: RewardConfig
+    completer: Completer,
+    params: Params,
+    examples: Sequence[Example],
+    samples: int,
+    key: Array,
+    rewards: RewardConfig,
+    store: pathlib.Path,
 ) -> dict[str, Any]:
-    """The figures of `estimators.summarize` over `samples` answers to each example."""
-    rollout, texts = completer.complete(params, examples, samples, key)
-    graded = grade(rollout, texts, examples, rewards, reasoning_tasks.verify)
+    """The figures of `estimators.summarize` over `samples` answers to each example.
+
+    The graded answers are written to `store`; if they lie there already, nothing is sampled or graded again.
+    """
+    if store.exists():
+        graded, _ = load_graded(store)
+    else:
+        rollout, texts = completer.complete(params, examples, samples, key)
+        graded = grade(rollout, texts, examples, rewards, reasoning_tasks.verify)
+        save_graded(store, graded, {})
     return summarize(evaluation_of([graded]))
 
 

@@ -34,6 +34,11 @@ class Interruption:
         for known, handler in self._previous.items():
             signal.signal(known, handler)
 
+    def pass_on(self) -> None:
+        """At the end of a stage: a signal that came too late to stop it stops what would come after it."""
+        if self.requested:
+            raise Interrupted(f"stopped by {self.requested} as the stage ended; run the same command to go on")
+
     def stop(self, where: str) -> None:
         """Raises Interrupted, saying where the run stands."""
         raise Interrupted(f"stopped by {self.requested} at {where}; everything is saved, run the same command to go on")

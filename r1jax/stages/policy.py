@@ -79,7 +79,12 @@ class Policy:
 def describe_policy(folder: pathlib.Path, model: ModelConfig, tokenizer: Tokenizer) -> None:
     """Writes the model's shape and the tokenizer, before training starts."""
     write_atomically(folder / "model.json", json.dumps(_as_dict(model), indent=2) + "\n")
-    tokenizer.save(folder)
+    partial = folder / "tokenizer.partial"
+    partial.mkdir(exist_ok=True)
+    tokenizer.save(partial)
+    for file in partial.iterdir():  # a kill between two of them leaves whole files, which the next start writes again
+        file.replace(folder / file.name)
+    partial.rmdir()
 
 
 def save_policy(folder: pathlib.Path, params: Params, step: int) -> None:

@@ -39,6 +39,7 @@ from r1jax.algorithms.logprobs import token_logprobs
 from r1jax.algorithms.router_bias import is_router_bias
 from r1jax.checkpoint import CheckpointStore
 from r1jax.data import reasoning_tasks
+from r1jax.data.errors import DataError
 from r1jax.data.packing import PackedPolicy, pack_policy, split_microbatches
 from r1jax.data.pipelines import BatchIterator, example_iterator
 from r1jax.data.sources import SourceConfig, make_source
@@ -66,7 +67,7 @@ from r1jax.rollout import (
     save_graded,
     select_groups,
 )
-from r1jax.settings import ConfigError
+from r1jax.settings import ConfigError, from_config
 from r1jax.sharding import MeshConfig, make_mesh, shard_batch
 from r1jax.stages.interruption import Interruption
 from r1jax.stages.policy import Policy, PolicySource, describe_policy, load_policy, save_policy
@@ -152,11 +153,11 @@ class RLConfig:
     @property
     def grpo_config(self) -> GRPOConfig:
         """The preset with the fields of `grpo` replaced."""
-        allowed = {field.name for field in dataclasses.fields(GRPOConfig)}
-        unknown = sorted(set(self.grpo) - allowed)
-        if unknown:
-            raise ConfigError(f"grpo.{unknown[0]}: unknown field; allowed: {', '.join(sorted(allowed))}")
-        return dataclasses.replace(GRPO_PRESETS[self.preset], **self.grpo)
+        fields = {**dataclasses.asdict(GRPO_PRESETS[self.preset]), **self.grpo}
+        try:
+            return from_config(GRPOConfig, fields, "grpo")
+        except ConfigError as error:  # a plain ValueError gets the path of this config in front
+            raise ValueError(str(error)) from error
 
     @property
     def updates_per_rollout(self) -> int:
@@ -323,7 +324,7 @@ class Collector:
                 break
         graded = join(kept)
         if len(graded.examples) < self.config.prompts:
-            raise RuntimeError(
+            raise DataError(
                 f"dynamic sampling: after max_draws = {self.config.max_draws} draws only {len(graded.examples)} of "
                 f"{self.config.prompts} groups have answers of different reward. Easier or harder questions, or more draws?"
             )
@@ -334,9 +335,14 @@ class Collector:
 
     def forget(self, before: int) -> None:
         """Removes the stored rollouts that no checkpoint needs any more."""
-        for path in self.folder.glob("*.npz"):
-            if int(path.name.split(".")[0]) < before:
-                path.unlink()
+        remove_stored(self.folder, before)
+
+
+def remove_stored(folder: pathlib.Path, before: int) -> None:
+    """Removes the numbered files below `before`."""
+    for path in folder.glob("*.npz"):
+        if int(path.name.split(".")[0]) < before:
+            path.unlink()
 
 
 def make_minibatches(
@@ -451,15 +457,19 @@ class Loop:
             state, index, done = self.resume()
             self.completer.sampler.warmup()
             with Progress("rl", config.rollouts, index) as progress, self.compiles:
+                if not self.store.steps():
+                    self.evaluate(state, 0)
+                    if self.interruption.requested:
+                        self.save(state, 0, 0)
+                        self.interruption.stop("the evaluation before the first rollout")
                 for index in range(index, config.rollouts):  # noqa: B020  (continues from where the checkpoint stands)
-                    if index == 0 and done == 0:
-                        self.evaluate(state, 0)
                     state, shown = self.rollout(state, index, done)
                     done = 0
                     progress.update(index + 1, **shown)
             save_policy(self.workdir, state.train.params, config.rollouts)
-        summary = {"stage": "rl", "rollouts": config.rollouts, "updates": int(state.train.step)}
-        write_atomically(self.workdir / "summary.json", json.dumps(summary, indent=2) + "\n")
+            summary = {"stage": "rl", "rollouts": config.rollouts, "updates": int(state.train.step)}
+            write_atomically(self.workdir / "summary.json", json.dumps(summary, indent=2) + "\n")
+            self.interruption.pass_on()
 
     def resume(self) -> tuple[RLState, int, int]:
         """(state, rollout index, updates already made on that rollout), from the last checkpoint or the start."""
@@ -480,6 +490,9 @@ class Loop:
         began, compiled = time.monotonic(), self.compiles.count
         first = index * config.updates_per_rollout
         graded = self.collector.collect(index, first, state.train.params, timer)
+        if self.interruption.requested and not done:
+            self.save(state, index, 0)
+            self.interruption.stop(f"rollout {index + 1} of {config.rollouts}, sampled and graded")
         with timer("pack"):
             minibatches, values = make_minibatches(graded, index, config.response_limit(first), config)
         with timer("logprobs"):
@@ -494,7 +507,10 @@ class Loop:
                 train, metrics = wait(self.trainer.update(state.train, mini.batch))
             row = {name: float(value) for name, value in jax.device_get(metrics).items()}
             check_finite(
-                {"loss": row["loss"], "grad_norm": row["grad_norm"]}, step, self.workdir, lambda m=mini: m.batch
+                {"loss": row["loss"], "grad_norm": row["grad_norm"]},
+                step,
+                self.workdir,
+                partial(jax.tree.map, np.asarray, mini.batch),
             )
             reference = state.reference
             if config.reference_every and step % config.reference_every == 0:
@@ -532,6 +548,7 @@ class Loop:
         metadata = {"writer": self.writer.state(), "batches": self.batches.get_state(), "rollout": index, "done": done}
         self.store.save(index * self.config.updates_per_rollout + done, state, metadata)
         self.collector.forget(self.oldest_needed())
+        remove_stored(self.workdir / "evaluations", min(self.store.steps()))
 
     def oldest_needed(self) -> int:
         """First rollout that the oldest checkpoint kept would have to repeat."""
@@ -550,6 +567,7 @@ class Loop:
                 self.config.evaluation.samples,
                 key,
                 self.config.rewards,
+                self.workdir / "evaluations" / f"{step:06d}.npz",
             )
         names = ("pass_at_1", "pass_at_1_se", "cons_at_k", "length_mean", "format", "language", "truncation_rate")
         self.writer.write(step, {f"eval/{name}": figures[name] for name in names if figures[name] is not None})
