@@ -62,11 +62,20 @@ def rl_rows(steps: int, rng: np.random.Generator) -> list[dict[str, Any]]:
             "logprob_gap_mean": 2e-6 * (1 + 0.2 * rng.random()),
             "logprob_gap_max": 8e-5 * (1 + rng.random()),
             "expert_difference": 2e-4 * rng.random(),
+            "expert_load_max_over_mean": 1.5,
             "expert_load_max_over_mean/layer_1": 1.3 + 0.1 * rng.random(),
             "expert_load_max_over_mean/layer_2": 1.5 + 0.1 * rng.random(),
             "grad_norm": 0.3 + 0.2 * rng.random(),
-            "zero_variance_groups": int(10 * share),
-            "time": {"rollout": 1.4, "logprobs": 0.5, "update": 1.2, "rewards": 0.05, "tokens_per_second": 9000},
+            "zero_variance_groups": 0.4 * share,
+            "time": {
+                "rollout": 1.4,
+                "logprobs": 0.5,
+                "update": 1.2,
+                "rewards": 0.05,
+                "tokens_per_second": 9000,
+                "step": 3.2,
+                "compilations": 0,
+            },
         }
         if step % 6 == 0 or step == steps - 1:
             row |= {
@@ -127,7 +136,9 @@ def fake_workdir(root: Path, pretrain_steps: int = 150, rl_steps: int = 37) -> P
     names = ("1_pretrain", "2_evaluate", "3_rl", "4_evaluate")
     for name, kind in zip(names, ("pretrain", "evaluate", "rl", "evaluate"), strict=True):
         (root / name).mkdir(parents=True)
-        (root / name / "config.json").write_text(json.dumps({"stage": kind, "seed": 0}), encoding="utf-8")
+        (root / name / "config.json").write_text(
+            json.dumps({"stage": kind, "seed": 0, "evaluation": {"samples": 4}}), encoding="utf-8"
+        )
     write_jsonl(root / "1_pretrain/metrics.jsonl", pretrain_rows(pretrain_steps, rng))
     write_jsonl(root / "3_rl/metrics.jsonl", rl_rows(rl_steps, rng))
     for name, figures in (
@@ -265,6 +276,9 @@ def test_layers_are_read_from_lists_and_from_names() -> None:
     assert {label: line.last for label, line in listed.items()} == {"layer 0": 1.0, "layer 1": 2.0}
     named = records.layer_series([{"step": 0, "load/layer_10": 3.0, "load/layer_2": 2.0}], "load")
     assert list(named) == ["layer 2", "layer 10"]
+    both = records.layer_series([{"step": 0, "load": 3.0, "load/layer_0": 3.0}], "load")
+    assert list(both) == ["layer 0"]
+    assert list(records.layer_series([{"step": 0, "load": 3.0}], "load")) == ["all layers"]
 
 
 def test_parts_of_a_step_exclude_rates_and_totals() -> None:

@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from r1jax.evaluation.records import natural_key
+
 
 @dataclasses.dataclass(frozen=True)
 class Consensus:
@@ -137,16 +139,14 @@ def by_group(
     gold: Sequence[Hashable | None],
     groups: Sequence[Hashable],
 ) -> dict[Hashable, dict[str, float]]:
-    """pass@1 (with its standard error) and cons@k of each difficulty, in ascending order of difficulty.
+    """pass@1 (with its standard error) and cons@k of each difficulty, in natural order (9 before 10).
 
     Args:
-        groups: [P] the difficulty of each problem, such as its number of steps. Mixed types sort by their text.
+        groups: [P] the difficulty of each problem, such as its number of steps.
     """
     right, ok = np.asarray(correct), np.asarray(graded)
-    kinds = set(groups)
-    numeric = all(isinstance(kind, int | float) for kind in kinds)
     table: dict[Hashable, dict[str, float]] = {}
-    for kind in sorted(kinds, key=(lambda value: value) if numeric else str):
+    for kind in sorted(set(groups), key=lambda kind: natural_key(str(kind))):
         rows = [i for i, group in enumerate(groups) if group == kind]
         mean, error = pass_at_1(right[rows], ok[rows])
         consensus = cons_at_k([answers[i] for i in rows], [gold[i] for i in rows], draws=1)
@@ -207,6 +207,7 @@ def summarize(evaluation: Evaluation, *, seed: int = 0) -> dict[str, Any]:
     if e.groups is not None:
         table = by_group(e.correct, e.graded, e.answers, e.gold, e.groups)
         figures["by_group"] = {
-            str(kind): {name: _plain(value) for name, value in row.items()} for kind, row in table.items()
+            str(kind): {name: _plain(value) for name, value in row.items()} | {"problems": int(row["problems"])}
+            for kind, row in table.items()
         }
     return figures

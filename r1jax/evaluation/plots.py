@@ -35,7 +35,19 @@ SMALL = (4.4, 2.75)
 DPI = 170
 SMOOTH_FROM = 120  # points from which a running mean is drawn over the raw values
 # Fields of a row's "time" that are not seconds of a part of the step.
-NOT_SECTIONS = ("total", "step", "elapsed", "wall", "wall_time", "seconds", "time", "now", "timestamp", "unix")
+NOT_SECTIONS = (
+    "compilations",
+    "total",
+    "step",
+    "elapsed",
+    "wall",
+    "wall_time",
+    "seconds",
+    "time",
+    "now",
+    "timestamp",
+    "unix",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,16 +68,18 @@ RL_PANELS = (
     Panel("reflection", "Reflection words", "per response", (("reflection_words", "words"),), "zero"),
     Panel("kl", "KL to the reference (k3)", "nats per token", (("kl_ref", "KL"),), "zero"),
     Panel("entropy", "Entropy of the policy", "nats per token", (("entropy", "entropy"),), "zero"),
-    Panel("clip", "Clipped tokens", "share of tokens", (("clip_fraction", "clipped"),), "percent"),
+    Panel(
+        "clip",
+        "Clipped tokens",
+        "share of tokens",
+        (("clip_fraction", "clipped"), ("clip_low", "low"), ("clip_high", "high")),
+        "percent",
+    ),
     Panel("ratio", "Largest probability ratio", "new / old policy", (("ratio_max", "max"),)),
     Panel("truncation", "Cut by the length limit", "share of responses", (("truncation_rate", "cut"),), "percent"),
     Panel("ungradable", "Ungradable responses", "count per step", (("ungradable", "ungradable"),), "zero"),
     Panel(
-        "zero_variance",
-        "Groups without variance",
-        "per step",
-        (("zero_variance_groups", "groups"),),
-        "zero",
+        "zero_variance", "Groups without variance", "share of groups", (("zero_variance_groups", "groups"),), "percent"
     ),
     Panel(
         "logprob_gap",
@@ -99,7 +113,7 @@ PRETRAIN_PANELS = (
         "mtp_acceptance",
         "Second token accepted",
         "share of tokens",
-        (("mtp_acceptance", "accepted"),),
+        (("mtp_acceptance", "greedy"), ("mtp_acceptance_sampled", "sampled")),
         "share",
     ),
     Panel(

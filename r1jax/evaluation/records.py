@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Row = dict[str, Any]
+WHOLE = "all layers"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,11 +162,13 @@ def layer_series(rows: Sequence[Row], name: str) -> dict[str, Series]:
             if key == name and isinstance(value, list):
                 values |= {f"layer {i}": item for i, item in enumerate(value)}
             elif key == name:
-                values["all layers"] = value
+                values[WHOLE] = value
             elif key.startswith(name + "/"):
                 values[key[len(name) + 1 :].replace("_", " ")] = value
         labels |= values.keys() - {"step"}
         flat.append(values)
+    if len(labels) > 1:
+        labels.discard(WHOLE)  # what is over all layers is one of them, or their mean
     found = {label: series(flat, label) for label in sorted(labels, key=natural_key)}
     return {label: line for label, line in found.items() if line is not None}
 

@@ -132,6 +132,11 @@ LINES = (
 )
 
 
+def _inner_k(stage: StageRecord) -> int | None:
+    """Samples per question of the evaluations inside an RL stage."""
+    return (stage.config.get("evaluation") or {}).get("samples")
+
+
 def evaluations(stages: Sequence[StageRecord]) -> list[Measured]:
     """The evaluations of a run in order: those of evaluate stages, else the first and last inside an RL stage."""
     first_rl = next((i for i, stage in enumerate(stages) if stage.kind == "rl"), None)
@@ -147,6 +152,7 @@ def evaluations(stages: Sequence[StageRecord]) -> list[Measured]:
     rows = [row for row in stage.rows if "eval/pass_at_1" in row]
     for row in rows[:1] + rows[1:][-1:]:
         figures = {key.removeprefix("eval/"): value for key, value in row.items() if key.startswith("eval/")}
+        figures |= {"k": k} if (k := _inner_k(stage)) else {}
         found.append(Measured(f"step {row['step']:,} <small>evaluation inside RL</small>", figures, stage))
     return found
 
@@ -193,9 +199,8 @@ def _comparison(measured: Sequence[Measured]) -> str:
     tables = [item.figures.get("by_group") or {} for item in measured]
     groups = list(dict.fromkeys(group for table in tables for group in table))
     if groups:
-        name = next((item.figures["group_name"] for item in measured if "group_name" in item.figures), "steps")
         cells = [_group_row(group, tables) for group in groups]
-        parts += [f"<h3>pass@1 by {page.text(name)}</h3>", page.table(["", *(item.label for item in measured)], cells)]
+        parts += ["<h3>pass@1 by difficulty</h3>", page.table(["", *(item.label for item in measured)], cells)]
     return "\n".join(parts)
 
 
@@ -324,14 +329,16 @@ def write_report(workdir: Path | str, stages: Sequence[str] | None = None, *, ti
     if not records:
         raise ValueError(f"{root}: no stage folder with metrics.jsonl or summary.json to report on")
     measured = evaluations(records)
-    k = next((item.figures["k"] for item in measured if "k" in item.figures), None)
     folder = root / "plots"
     folder.mkdir(exist_ok=True)
     curves = []
     for record in records:
         if record.kind == "evaluate":
             continue
-        drawn = {name: plots.png(figure) for name, figure in plots.stage_figures(record.kind, record.rows, k).items()}
+        drawn = {
+            name: plots.png(figure)
+            for name, figure in plots.stage_figures(record.kind, record.rows, _inner_k(record)).items()
+        }
         for name, data in drawn.items():
             (folder / f"{record.name}_{name}.png").write_bytes(data)
         # RL is what the run is about; what came before it stands below.
