@@ -1,7 +1,7 @@
 """Worked examples to put before a question, for models that do not know the format yet (our own; no data set's).
 
-A model that starts from worked examples, let alone an instruct model, is not R1-Zero in the paper's sense: there the base
-model gets the bare template.
+A model that starts from worked examples, let alone an instruct model, is not R1-Zero in the paper's sense: there the
+base model gets the bare template.
 """
 
 from __future__ import annotations
