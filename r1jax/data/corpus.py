@@ -2,7 +2,8 @@
 
 Kinds of documents (shares in `CorpusConfig`):
 
-- drills: lists of one-step facts ("six plus nine is fifteen"), as in a schoolbook;
+- drills, as in a schoolbook: lists of one-step facts ("six plus nine is fifteen"), expressions read aloud
+  ("7 + 5 - 3 : seven plus five minus three"), all pairs of some numbers in order;
 - chat: question, thought and answer in the tags of the R1-Zero template, or (a quarter of them) without tags;
 - forum: "Q: ... A: ..." without tags;
 - bare equations, often wrong.
@@ -70,7 +71,8 @@ class CorpusConfig:
     documents: int = 60_000
     seed: int = 0
     pair_search: float = 0.25  # of the questions; the others are chain sums
-    drills: float = 0.25  # of all documents
+    drills: float = 0.36  # of all documents
+    facts: float = 0.5  # of the drills; the others are readings
     bare: float = 0.06
     forum: float = 0.14
     untagged: float = 0.25  # of the chat documents
@@ -255,8 +257,27 @@ def write_thought(question: Question, author: _Author) -> tuple[str, str, str]:
     return *chain_steps(question, author, careful=mode == "careful"), mode
 
 
+def write_reading(rng: np.random.Generator, config: CorpusConfig) -> tuple[str, str]:
+    """(text, question key) of an expression read aloud, or of all pairs of some numbers."""
+    language = str(rng.choice(tasks.LANGUAGES))
+    p = PHRASES[language]
+    if rng.random() < config.pair_search:
+        search = tasks.sample_question(rng, "pair_search", "corpus")
+        assert isinstance(search, PairSearch)
+        pairs = [f"{_word(a, language)} {p['plus']} {_word(b, language)}" for a, b in search.pairs]
+        comma = f" {p['comma']} "
+        return f"{' '.join(map(str, search.numbers))} : {comma.join(pairs)}", search.key
+    chain = tasks.sample_question(rng, "chain_sum", "corpus")
+    assert isinstance(chain, ChainSum)
+    terms = [
+        f"{p['plus'] if sign > 0 else p['minus']} {_word(number, language)}"
+        for sign, number in zip(chain.signs, chain.operands[1:], strict=True)
+    ]
+    return f"{chain.expression} : {_word(chain.operands[0], language)} {' '.join(terms)}", chain.key
+
+
 def write_drill(rng: np.random.Generator) -> str:
-    """6 to 12 true one-step facts in one language; a third of them are sums compared with a target."""
+    """6 to 12 true one-step facts in one language."""
     language = str(rng.choice(tasks.LANGUAGES))
     p = PHRASES[language]
     facts = []
@@ -272,8 +293,11 @@ def write_drill(rng: np.random.Generator) -> str:
 def write_document(rng: np.random.Generator, config: CorpusConfig) -> Document:
     """One document of a kind drawn by the shares of `config`."""
     kind = rng.random()
+    if kind < config.drills * config.facts:
+        return Document(write_drill(rng), "drill/facts")
     if kind < config.drills:
-        return Document(write_drill(rng), "drill")
+        reading, key = write_reading(rng, config)
+        return Document(reading, "drill/reading", key)
     if kind < config.drills + config.bare:
         question = tasks.sample_question(rng, "chain_sum", "corpus")
         assert isinstance(question, ChainSum)

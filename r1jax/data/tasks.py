@@ -113,7 +113,7 @@ class PairSearch:
 Question = ChainSum | PairSearch
 
 
-def sample_chain_sum(rng: np.random.Generator, operands: tuple[int, int] = (4, 7)) -> ChainSum:
+def sample_chain_sum(rng: np.random.Generator, operands: tuple[int, int] = (4, 6)) -> ChainSum:
     """A chain with a uniformly chosen number of operands in the closed range; totals stay in 0..20."""
     count = int(rng.integers(operands[0], operands[1] + 1))
     total = int(rng.integers(1, 10))
