@@ -63,6 +63,7 @@ class PackedBatch:
     segment_ids: Array  # [R, T] int32, 1, 2, ... within a row; 0 is padding
     positions: Array  # [R, T] int32, from 0 in every segment
     loss_mask: Array  # [R, T] float32, 1 where the prediction of targets[:, t] is trained
+    parent_ids: Array | None = None  # [R, T] int32, segment of the row that is also seen, before the own one; 0: none
 
 
 @struct.dataclass

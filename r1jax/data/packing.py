@@ -193,11 +193,14 @@ class PackedPolicy:
     sequence_ids: HostArray  # [R, T] int32, index of the response in 0..N-1 where loss_mask is 1; -1 elsewhere
     to_rows: HostArray  # [R, T] int64, index into the flattened [N, L]; -1 where no response token is predicted
     to_responses: HostArray  # [N, L] int64, index into the flattened [R, T]; -1 after the end of a response
+    parent_ids: HostArray | None = None  # [R, T] int32, the shared prompt's segment; see `pack_shared_prompts`
 
     @property
     def packed(self) -> PackedBatch:
         """The rows as a model sees them."""
-        return PackedBatch(self.tokens, self.targets, self.segment_ids, self.positions, self.loss_mask)
+        return PackedBatch(
+            self.tokens, self.targets, self.segment_ids, self.positions, self.loss_mask, self.parent_ids
+        )
 
     def scatter_to_rows(self, values: np.ndarray, fill: float = 0) -> HostArray:
         """[N, L, ...] per response token -> [R, T, ...]; `fill` where no response token is predicted."""

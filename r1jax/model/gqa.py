@@ -37,7 +37,7 @@ class GQA(nn.Module):
         k = apply_rope(k, context.rotation, self.cfg.rope.interleaved)
         scale = att.head_dim**-0.5
         if context.slots is None:
-            out = causal_attention(q, k, v, context.segment_ids, scale)
+            out = causal_attention(q, k, v, context.segment_ids, context.parent_ids, scale)
         else:
             assert cache is not None
             out = cached_attention(q, k, v, cache, context.slots, scale)

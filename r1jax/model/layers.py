@@ -81,12 +81,16 @@ def masked_softmax(scores: Array, visible: Array) -> Array:
     return weights / jnp.maximum(jnp.sum(weights, axis=-1, keepdims=True), jnp.finfo(jnp.float32).tiny)
 
 
-def causal_attention(q: Array, k: Array, v: Array, segment_ids: Array, scale: float) -> Array:
+def causal_attention(
+    q: Array, k: Array, v: Array, segment_ids: Array, parent_ids: Array | None, scale: float
+) -> Array:
     """Attention among the tokens of one segment, each seeing itself and what came before.
 
     Args:
       q: [B, T, N, H]; k: [B, T, K, H]; v: [B, T, K, Hv]. Key head j serves query heads j*N/K ... (j+1)*N/K - 1.
       segment_ids: [B, T], 0 is padding: it sees nothing, is seen by nothing, and gets a zero output.
+      parent_ids: [B, T], a second segment of the row that a token sees (a prompt that several responses share); 0 or
+        None: no other.
       scale: factor of the scores.
 
     Returns:
@@ -97,6 +101,8 @@ def causal_attention(q: Array, k: Array, v: Array, segment_ids: Array, scale: fl
     grouped = q.reshape(batch, length, kv_heads, heads // kv_heads, head_dim)
     scores = jnp.einsum("btkgh,bskh->bkgts", grouped, k, preferred_element_type=jnp.float32) * scale
     same = (segment_ids[:, :, None] == segment_ids[:, None, :]) & (segment_ids != 0)[:, :, None]
+    if parent_ids is not None:
+        same |= (parent_ids[:, :, None] == segment_ids[:, None, :]) & (parent_ids != 0)[:, :, None]
     visible = same & jnp.tril(jnp.ones((length, length), bool))
     weights = masked_softmax(scores, visible[:, None, None]).astype(v.dtype)
     return jnp.einsum("bkgts,bskh->btkgh", weights, v).reshape(batch, length, heads, v.shape[-1])

@@ -52,7 +52,7 @@ class MLA(nn.Module):
         up = LatentUp(self.cfg, (att.kv_lora_rank, att.num_heads, att.qk_nope_head_dim + att.v_head_dim), name="kv_b")()
         scale = mla_softmax_scale(att.qk_nope_head_dim + att.qk_rope_head_dim, self.cfg.rope)
         if context.slots is None:
-            out = expanded_attention(q_nope, q_pe, c_kv, k_pe, up, context.segment_ids, scale)
+            out = expanded_attention(q_nope, q_pe, c_kv, k_pe, up, context, scale)
         else:
             assert cache is not None
             out = absorbed_attention(q_nope, q_pe, c_kv, k_pe, up, cache, context.slots, scale)
@@ -74,14 +74,14 @@ class MLA(nn.Module):
 
 
 def expanded_attention(
-    q_nope: Array, q_pe: Array, c_kv: Array, k_pe: Array, up: Array, segment_ids: Array, scale: float
+    q_nope: Array, q_pe: Array, c_kv: Array, k_pe: Array, up: Array, context: Context, scale: float
 ) -> Array:
     """V3 eq. 1-11 as written. q [B, T, N, *], c_kv [B, T, C], k_pe [B, T, R], up [C, N, nope + v] -> [B, T, N, v]."""
     k_nope, v = jnp.split(jnp.einsum("btc,cnh->btnh", c_kv, up), [q_nope.shape[-1]], axis=-1)
     k_pe = jnp.broadcast_to(k_pe[:, :, None, :], (*k_nope.shape[:3], k_pe.shape[-1]))
     q = jnp.concatenate([q_nope, q_pe], axis=-1)
     k = jnp.concatenate([k_nope, k_pe], axis=-1)
-    return causal_attention(q, k, v, segment_ids, scale)
+    return causal_attention(q, k, v, context.segment_ids, context.parent_ids, scale)
 
 
 def absorbed_attention(

@@ -38,4 +38,5 @@ class Context:
 
     rotation: Rotation
     segment_ids: Array  # [B, T] int32; 0 is padding
+    parent_ids: Array | None = None  # [B, T] int32, a second segment that a token sees; see `types.PackedBatch`
     slots: Array | None = None  # [B, S] bool, cached slots visible to the one new token; None unless decoding

@@ -33,7 +33,12 @@ class Transformer(nn.Module):
 
     @nn.compact
     def __call__(
-        self, tokens: Array, positions: Array, segment_ids: Array | None = None, cache: Cache | None = None
+        self,
+        tokens: Array,
+        positions: Array,
+        segment_ids: Array | None = None,
+        cache: Cache | None = None,
+        parent_ids: Array | None = None,
     ) -> Output:
         """One forward pass.
 
@@ -45,6 +50,8 @@ class Transformer(nn.Module):
           cache: the T tokens are written at slot `cache.index` of every row. T > 1 is a prefill and needs an empty
             cache: the tokens see each other but not the cache. T == 1 is a decode step: the token sees the cached
             slots from `cache.start` on and itself. The MTP module does not run.
+          parent_ids: [B, T] int32: a second, earlier segment of the row that a token sees, such as the prompt that
+            several responses share; 0: none. The MTP module and the balance loss do not know of it.
 
         Returns:
           `Output`; its cache is None where none came in.
@@ -53,7 +60,7 @@ class Transformer(nn.Module):
           ValueError: segment_ids together with a cache, or more tokens than the cache or `max_positions` hold.
         """
         cfg = self.cfg
-        context = self.context(tokens, positions, segment_ids, cache)
+        context = self.context(tokens, positions, segment_ids, cache).replace(parent_ids=parent_ids)  # type: ignore[attr-defined]
         table = Embed(cfg, name="embed")()
         embedded = constrain(table[tokens].astype(jnp.dtype(cfg.dtype)), self.mesh, ACTIVATIONS)
         x, dense, _ = self.stack(embedded, cache and cache.dense, context, cfg.num_dense_layers, "dense_layers")

@@ -47,7 +47,9 @@ class Accumulated:
 
 def forward(model: Transformer, params: Params, packed: PackedBatch) -> Output:
     """The model on packed rows."""
-    output = model.apply({"params": params}, packed.tokens, packed.positions, packed.segment_ids)
+    output = model.apply(
+        {"params": params}, packed.tokens, packed.positions, packed.segment_ids, parent_ids=packed.parent_ids
+    )
     assert isinstance(output, Output)
     return output
 
