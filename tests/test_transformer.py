@@ -15,7 +15,7 @@ from r1jax.model.config import GQAConfig, MLAConfig, ModelConfig, MoEConfig, Rop
 from r1jax.model.heads import logits_of, unembedding
 from r1jax.model.outputs import Output
 from r1jax.model.transformer import Transformer, init_params
-from r1jax.sharding import MeshConfig, make_mesh, shard_batch
+from r1jax.sharding import MeshConfig, make_mesh
 
 MLA_MOE = ModelConfig(
     vocab_size=40,
@@ -159,9 +159,9 @@ def test_mtp_state_sees_the_next_token_and_nothing_later() -> None:
     np.testing.assert_array_equal(changed[:7], [False, False, False, False, True, True, True])
 
 
-def loss(cfg: ModelConfig, params: Any, tokens: np.ndarray, mesh: Any = None) -> jax.Array:
+def loss(cfg: ModelConfig, params: Any, tokens: np.ndarray) -> jax.Array:
     positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-    output = Transformer(cfg, mesh).apply({"params": params}, tokens, positions)
+    output = Transformer(cfg).apply({"params": params}, tokens, positions)
     value = -jnp.mean(jax.nn.log_softmax(output.logits)[:, :-1, 3]) + 0.01 * output.aux.balance_loss
     if output.aux.mtp_hidden is not None:
         value -= jnp.mean(jax.nn.log_softmax(logits_of(output.aux.mtp_hidden, unembedding(params, cfg)))[:, :-2, 5])
@@ -182,19 +182,6 @@ def test_remat_changes_no_gradient_and_every_parameter_but_the_selection_bias_ha
     for path, gradient in jax.tree_util.tree_leaves_with_path(plain):
         is_bias = jax.tree_util.keystr(path).endswith("['router']['bias']")
         assert bool((gradient != 0).any()) != is_bias, jax.tree_util.keystr(path)
-
-
-@pytest.mark.parametrize("mesh_config", [MeshConfig(data=2, fsdp=2, expert=2), MeshConfig(data=4, tensor=2)])
-def test_loss_and_gradient_on_a_mesh_equal_those_of_one_device(mesh_config: MeshConfig) -> None:
-    mesh, tokens = make_mesh(mesh_config), make_tokens((8, 8))
-    params = PARAMS["mla_moe"]
-    want = jax.jit(jax.value_and_grad(lambda p: loss(MLA_MOE, p, tokens)))(params)
-    shardings = jax.tree.map(lambda x: x.sharding, init_params(MLA_MOE, jax.random.key(0), mesh))
-    sharded = jax.device_put(params, shardings)
-    got = jax.jit(jax.value_and_grad(lambda p, t: loss(MLA_MOE, p, t, mesh)))(sharded, shard_batch(mesh, tokens))
-    error = relative_error(got, want)
-    print(f"{mesh_config}: largest relative error {error:.1e}")
-    assert error < 1e-4
 
 
 def test_parameters_are_the_same_on_every_mesh() -> None:
@@ -227,7 +214,7 @@ def test_bfloat16_activations_keep_float32_logits() -> None:
 
 
 def test_misuse_is_refused_with_the_numbers() -> None:
-    with pytest.raises(ValueError, match="65 tokens do not fit: max_positions ends at 64"):
+    with pytest.raises(ValueError, match="65 tokens a row, but max_positions is 64"):
         jax.eval_shape(Transformer(DENSE).init, jax.random.key(0), *[jnp.zeros((1, 65), jnp.int32)] * 2)
     with pytest.raises(ValueError, match=r"cache length 65 .* max_positions 64"):
         init_cache(DENSE, jnp.array([3]), 4, 65)
