@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from r1jax.data.errors import DataError
 from r1jax.data.templates import TEMPLATES, render_prompt
 from r1jax.data.tokenizer import Tokenizer
 from r1jax.metrics import WorkdirError
@@ -81,7 +82,7 @@ def encode_prompts(examples: Sequence[Example], tokenizer: Tokenizer, config: Pr
     """Token ids of each example's prompt.
 
     Raises:
-      ValueError: a prompt is longer than `config.width`; names the example, its length and the limit.
+      DataError: a prompt is longer than `config.width`; names the example, its length and the limit.
     """
     prompts = []
     for example in examples:
@@ -90,7 +91,7 @@ def encode_prompts(examples: Sequence[Example], tokenizer: Tokenizer, config: Pr
         if config.bos and tokenizer.bos_id is not None:
             ids = [tokenizer.bos_id, *ids]
         if len(ids) > config.width:
-            raise ValueError(
+            raise DataError(
                 f"the prompt of example {example.id!r} has {len(ids)} tokens, more than prompt.width = {config.width}"
             )
         prompts.append(ids)
@@ -113,7 +114,9 @@ class Completer:
         prompt: PromptConfig,
         decoding: DecodingConfig,
         record_experts: bool = False,
+        group_size: int = 1,
     ) -> None:
+        """Compiles nothing yet; `group_size` completions of each example come together and share its prompt's pass."""
         self.tokenizer = tokenizer
         self.prompt = prompt
         self.decoding = decoding
@@ -136,6 +139,7 @@ class Completer:
             prompt.width,
             decoding.batch_size,
             token_bytes,
+            group_size,
         )
 
     def complete(

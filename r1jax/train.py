@@ -6,8 +6,11 @@ train.py -> stages/rl.py -> algorithms/grpo.py
 from __future__ import annotations
 
 import dataclasses
+import errno
 import pathlib
+import signal
 import sys
+import types
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -27,7 +30,16 @@ STAGES: dict[str, tuple[type, Callable[[Any, pathlib.Path], None]]] = {
     **pipeline.SINGLE_STAGES,
     "pipeline": (pipeline.PipelineConfig, pipeline.run),
 }
-USER_ERRORS = (ConfigError, DataError, WorkdirError, NonFiniteError, CheckpointError, ValueError, ImportError)
+USER_ERRORS = (
+    ConfigError,
+    DataError,
+    WorkdirError,
+    NonFiniteError,
+    CheckpointError,
+    ValueError,
+    ImportError,
+    OSError,
+)
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Python file with get_config(arg), and after a colon its arg.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: metrics, samples, checkpoints, report.")
@@ -47,7 +59,32 @@ def run(config: ConfigDict, workdir: pathlib.Path | None) -> None:
         pipeline.stage_configs(typed)
     if workdir is None:
         return
-    run_stage(typed, open_workdir(workdir, {"stage": stage, **_jsonable(fields)}))
+    plain = {"stage": stage, **_jsonable(fields)}
+    if (workdir / "config.json").exists():
+        open_workdir(workdir, plain)  # of another config? said first
+    # What is refused leaves no work directory behind that would then refuse the mended config.
+    if stage == "pipeline":
+        pipeline.check(typed, workdir)
+    elif not (workdir / "summary.json").exists():
+        pipeline.CHECKS[stage](typed, workdir, {})
+    run_stage(typed, open_workdir(workdir, plain))
+
+
+def describe(error: Exception) -> str:
+    """What the user reads of an error."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        where = f" ({error.filename})" if error.filename else ""
+        return (
+            f"DiskFullError: the disk is full{where}. The checkpoints already saved are untouched. Make room and run "
+            "the same command again."
+        )
+    return f"{type(error).__name__}: {error}"
+
+
+def _terminate(number: int, frame: types.FrameType | None) -> None:
+    raise Interrupted(
+        f"stopped by {signal.Signals(number).name}; what was saved is kept, run the same command to go on"
+    )
 
 
 def _jsonable(value: Any) -> Any:
@@ -71,6 +108,7 @@ def main(argv: Sequence[str]) -> None:
     if jax.config.values["jax_compilation_cache_dir"] is None:
         jax.config.update("jax_compilation_cache_dir", str(cache))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    signal.signal(signal.SIGTERM, _terminate)  # outside of the stages' loops, which save first
     try:
         run(CONFIG.value, None if CHECK.value else pathlib.Path(WORKDIR.value or ""))
     except Interrupted as stop:
@@ -79,9 +117,7 @@ def main(argv: Sequence[str]) -> None:
     except USER_ERRORS as error:
         if DEBUG.value:
             raise
-        console.print(
-            f"{type(error).__name__}: {error}", style="bold red", highlight=False, markup=False, soft_wrap=True
-        )
+        console.print(describe(error), style="bold red", highlight=False, markup=False, soft_wrap=True)
         sys.exit(1)
     if CHECK.value:
         console.print("the configuration is valid", style="green")

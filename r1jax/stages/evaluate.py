@@ -16,7 +16,7 @@ import time
 import jax
 
 from r1jax.data import reasoning_tasks
-from r1jax.data.sources import SourceConfig, make_source
+from r1jax.data.sources import SourceConfig
 from r1jax.evaluation.estimators import summarize
 from r1jax.evaluation.evaluator import evaluation_of
 from r1jax.metrics import MetricWriter, Progress, write_atomically
@@ -33,8 +33,9 @@ from r1jax.rollout import (
     save_graded,
 )
 from r1jax.sharding import MeshConfig, make_mesh
+from r1jax.stages.checks import Planned, check_asking, known_policy, source_of
 from r1jax.stages.interruption import Interruption
-from r1jax.stages.policy import PolicySource, load_policy
+from r1jax.stages.policy import PolicySource, describe_source, load_policy
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,10 +58,19 @@ class EvaluateConfig:
             raise ValueError(f"samples: {self.samples} answers per question; at least 1")
 
 
+def check(config: EvaluateConfig, workdir: pathlib.Path, planned: Planned) -> None:
+    """Everything that can be known to be wrong before the stage starts."""
+    model, tokenizer = known_policy(config.init, workdir, planned)
+    examples = source_of("source", config.source)
+    check_asking(config.prompt, config.decoding, make_mesh(config.mesh), model, tokenizer, {"source": examples})
+
+
 def run(config: EvaluateConfig, workdir: pathlib.Path) -> None:
     """Evaluates the policy of `config.init`; leaves `samples.jsonl` (every answer) and `summary.json`."""
     mesh = make_mesh(config.mesh)
-    examples = make_source(config.source)
+    examples = source_of("source", config.source)
+    model, tokenizer = describe_source(config.init, workdir)
+    check_asking(config.prompt, config.decoding, mesh, model, tokenizer, {"source": examples})
     policy = load_policy(config.init, workdir, mesh)
     prompts = encode_prompts(examples, policy.tokenizer, config.prompt)
     completer = Completer(policy.model, mesh, policy.tokenizer, config.prompt, config.decoding)
@@ -103,3 +113,4 @@ def run(config: EvaluateConfig, workdir: pathlib.Path) -> None:
         "seconds": time.monotonic() - began,
     }
     write_atomically(workdir / "summary.json", json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
+    interruption.pass_on()

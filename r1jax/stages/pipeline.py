@@ -10,15 +10,20 @@ import dataclasses
 import pathlib
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import rich.console
 
+from r1jax.data.errors import DataError
+from r1jax.data.tokenizer import Tokenizer
 from r1jax.evaluation.report import write_report
 from r1jax.metrics import open_workdir
+from r1jax.model.config import ModelConfig
+from r1jax.rollout import encode_prompts
 from r1jax.settings import ConfigError, from_config
 from r1jax.stages import evaluate, pretrain, rl
+from r1jax.stages.checks import Planned, source_of
 
 Stage = tuple[type, Callable[[Any, pathlib.Path], None]]
 
@@ -26,6 +31,13 @@ SINGLE_STAGES: Mapping[str, Stage] = {
     "pretrain": (pretrain.PretrainConfig, pretrain.run),
     "rl": (rl.RLConfig, rl.run),
     "evaluate": (evaluate.EvaluateConfig, evaluate.run),
+}
+
+
+CHECKS: Mapping[str, Callable[[Any, pathlib.Path, Planned], ModelConfig | None]] = {
+    "pretrain": pretrain.check,
+    "rl": rl.check,
+    "evaluate": evaluate.check,
 }
 
 
@@ -63,19 +75,64 @@ class PipelineConfig:
 def run(config: PipelineConfig, workdir: pathlib.Path) -> None:
     """Runs the stages that are not done, then writes `report.html`."""
     console = rich.console.Console(stderr=True)
-    # Every stage's fields are checked before the first one starts.
     configs = stage_configs(config)
-    for step, stage_config in zip(config.steps, configs, strict=True):
+    for index, (step, stage_config) in enumerate(zip(config.steps, configs, strict=True)):
         folder = open_workdir(workdir / step.name, _plain({"stage": step.stage, **step.config}))
         if (folder / "summary.json").exists():
             console.print(f"[green]{step.name}[/green]: done before", highlight=False)
             continue
         console.print(f"[bold]{step.name}[/bold] ({step.stage})", highlight=False)
         began = time.monotonic()
-        SINGLE_STAGES[step.stage][1](stage_config, folder)
+        if isinstance(stage_config, pretrain.PretrainConfig):
+            pretrain.run(stage_config, folder, _PromptCheck(config, configs, workdir, index))
+        else:
+            SINGLE_STAGES[step.stage][1](stage_config, folder)
         console.print(f"[green]{step.name}[/green]: done in {time.monotonic() - began:.0f} s", highlight=False)
     report = write_report(workdir, [step.name for step in config.steps], title=config.title)
     console.print(f"report: {report}", highlight=False)
+
+
+def check(config: PipelineConfig, workdir: pathlib.Path) -> None:
+    """Everything that can be known to be wrong with any stage, before the first one starts."""
+    planned: dict[pathlib.Path, ModelConfig] = {}
+    for step, stage_config in zip(config.steps, stage_configs(config), strict=True):
+        folder = workdir / step.name
+        model = _checked(step, stage_config, folder, planned) if not (folder / "summary.json").exists() else None
+        if model is not None:
+            planned[folder.resolve()] = model
+
+
+def _checked(step: Step, stage_config: Any, folder: pathlib.Path, planned: Planned) -> ModelConfig | None:
+    try:
+        return CHECKS[step.stage](stage_config, folder, planned)
+    except (ConfigError, DataError) as error:
+        raise type(error)(f"steps[{step.name}].config: {error}") from error
+
+
+class _PromptCheck:
+    """Once a base model's tokenizer is made: whether the prompts of later stages that start from it fit."""
+
+    def __init__(self, config: PipelineConfig, configs: Sequence[Any], workdir: pathlib.Path, index: int) -> None:
+        self.config, self.configs, self.workdir, self.index = config, configs, workdir, index
+
+    def __call__(self, model: ModelConfig, tokenizer: Tokenizer) -> None:
+        """Raises DataError naming stage, source and example."""
+        with_tokenizer = {(self.workdir / self.config.steps[self.index].name).resolve()}
+        for step, config in list(zip(self.config.steps, self.configs, strict=True))[self.index + 1 :]:
+            folder = (self.workdir / step.name).resolve()
+            if isinstance(config, pretrain.PretrainConfig):
+                continue
+            if (folder / config.init.path).resolve() not in with_tokenizer or config.init.kind != "stage":
+                continue
+            with_tokenizer.add(folder)  # RL hands the tokenizer on
+            sources = {"source": config.source}
+            if isinstance(config, rl.RLConfig) and config.evaluation.every:
+                sources["evaluation.source"] = config.evaluation.source
+            for field, source in sources.items():
+                try:
+                    encode_prompts(source_of(field, source), tokenizer, config.prompt)
+                except DataError as error:
+                    raise DataError(f"steps[{step.name}].config.{field}: {error}") from error
 
 
 def stage_configs(config: PipelineConfig) -> list[Any]:

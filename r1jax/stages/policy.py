@@ -18,7 +18,7 @@ from r1jax.model.presets import get_preset
 from r1jax.settings import ConfigError, from_config
 from r1jax.stages.state import placed_abstract_params
 from r1jax.types import Params
-from r1jax.weights.gguf import gguf_tokenizer, load_gguf, locate_smollm2
+from r1jax.weights.gguf import GGUFFile, gguf_config, gguf_tokenizer, load_gguf, locate_smollm2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,7 +101,30 @@ def load_policy(source: PolicySource, workdir: pathlib.Path, mesh: Mesh) -> Poli
     return LOADERS[source.kind](source, workdir, mesh)
 
 
+def describe_source(source: PolicySource, workdir: pathlib.Path) -> tuple[ModelConfig, Tokenizer]:
+    """The model and tokenizer of a policy that exists, without its parameters.
+
+    Raises:
+      ConfigError: the folder holds no finished policy.
+      ImportError: the package of the model is not installed.
+    """
+    if source.kind == "stage":
+        return _describe_stage(source, workdir)
+    path = locate_smollm2() if source.kind == "smollm2" else pathlib.Path(source.path)
+    if not path.is_file():
+        raise ConfigError(f"init.path: there is no file {path}")
+    file = GGUFFile(path)
+    return gguf_config(file), gguf_tokenizer(file)
+
+
 def _load_stage(source: PolicySource, workdir: pathlib.Path, mesh: Mesh) -> Policy:
+    model, tokenizer = _describe_stage(source, workdir)
+    store = CheckpointStore((workdir / source.path).resolve() / "model")
+    _, params, _ = store.restore(placed_abstract_params(model, mesh))
+    return Policy(model, params, tokenizer)
+
+
+def _describe_stage(source: PolicySource, workdir: pathlib.Path) -> tuple[ModelConfig, Tokenizer]:
     folder = (workdir / source.path).resolve()
     description = folder / "model.json"
     if not description.exists() or not (folder / "model").is_dir():
@@ -112,8 +135,7 @@ def _load_stage(source: PolicySource, workdir: pathlib.Path, mesh: Mesh) -> Poli
         tokenizer = SentencePieceTokenizer(folder / SENTENCEPIECE_FILE)
     else:
         tokenizer = HuggingFaceTokenizer.from_directory(folder)
-    _, params, _ = CheckpointStore(folder / "model").restore(placed_abstract_params(model, mesh))
-    return Policy(model, params, tokenizer)
+    return model, tokenizer
 
 
 def _load_gguf(source: PolicySource, workdir: pathlib.Path, mesh: Mesh) -> Policy:

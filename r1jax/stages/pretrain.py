@@ -13,7 +13,7 @@ import dataclasses
 import json
 import pathlib
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import jax
@@ -34,7 +34,9 @@ from r1jax.model.heads import unembedding
 from r1jax.model.outputs import Output
 from r1jax.model.transformer import Transformer, param_count
 from r1jax.optim import OptimizerConfig, learning_rate_schedule, make_optimizer
+from r1jax.settings import ConfigError
 from r1jax.sharding import MeshConfig, make_mesh, shard_batch
+from r1jax.stages.checks import Planned, check_divides
 from r1jax.stages.interruption import Interruption
 from r1jax.stages.policy import ModelChoice, describe_policy, save_policy
 from r1jax.stages.state import (
@@ -122,13 +124,34 @@ class PretrainConfig:
             raise ValueError(f"micro_rows: {self.micro_rows} does not divide rows = {self.rows}")
 
 
-def run(config: PretrainConfig, workdir: pathlib.Path) -> None:
-    """Trains, and leaves the policy, metrics and `summary.json` in `workdir`."""
+def check(config: PretrainConfig, workdir: pathlib.Path, planned: Planned) -> ModelConfig:
+    """Everything that can be known to be wrong before the stage starts. Returns the model it will leave."""
+    model = config.model.build(vocab_size=config.tokenizer.vocab_size)
+    if config.row_length > model.max_positions:
+        raise ConfigError(
+            f"row_length: {config.row_length} exceeds the model's context, max_positions = {model.max_positions}"
+        )
+    field, rows = ("micro_rows", config.micro_rows) if config.micro_rows else ("rows", config.rows)
+    check_divides(field, rows, make_mesh(config.mesh))
+    return model
+
+
+def run(
+    config: PretrainConfig,
+    workdir: pathlib.Path,
+    described: Callable[[ModelConfig, Tokenizer], None] = lambda model, tokenizer: None,
+) -> None:
+    """Trains, and leaves the policy, metrics and `summary.json` in `workdir`.
+
+    `described` is called before training starts, once the tokenizer is known; it may refuse by an error.
+    """
     mesh = make_mesh(config.mesh)
+    check(config, workdir, {})
     documents = list(write_corpus(config.corpus))
     tokenizer = corpus_tokenizer(config, documents, workdir)
     model = config.model.build(vocab_size=tokenizer.vocab_size)
     describe_policy(workdir, model, tokenizer)
+    described(model, tokenizer)
     packed = tokenize(documents, tokenizer)
     batches = packed_iterator(packed, config.row_length, config.rows, config.seed)
     trainer = Trainer(config, model, mesh)
@@ -153,6 +176,7 @@ def run(config: PretrainConfig, workdir: pathlib.Path) -> None:
         "last": {name: value for name, value in last.items() if name != "time"},
     }
     write_atomically(workdir / "summary.json", json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
+    interruption.pass_on()
 
 
 def train(
@@ -169,23 +193,49 @@ def train(
     start = int(state.step)
     tokens_seen, since = 0, time.monotonic()
     with Progress("pretrain", config.steps, start) as progress, CompileCounter() as compiles:
+        watch = LossWatch(workdir)
         for step in range(start + 1, config.steps + 1):
             batch = next(batches)
             state, metrics = trainer.update(state, batch)
+            watch(step, metrics, batch)
             tokens_seen += int(np.sum(batch.loss_mask))
             if step % config.log_every == 0 or step == config.steps:
+                watch.settle()
                 values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-                check_finite(values, step, workdir, partial(jax.tree.map, np.asarray, batch))
                 rate = tokens_seen / (time.monotonic() - since)
                 writer.write(step, values, {"tokens_per_second": rate, "compilations": compiles.count})
                 progress.update(step, loss=values["loss"], tokens_per_second=rate)
                 tokens_seen, since = 0, time.monotonic()
             if step % config.checkpoint_every == 0 or step == config.steps or interruption.requested:
-                check_finite({"loss": float(metrics["loss"])}, step, workdir, partial(jax.tree.map, np.asarray, batch))
+                watch.settle()  # nothing is saved before its loss is known to be finite
                 store.save(step, state, {"writer": writer.state(), "batches": batches.get_state()})
             if interruption.requested and step < config.steps:
                 interruption.stop(f"step {step} of {config.steps}")
     return state
+
+
+class LossWatch:
+    """Looks at every step's loss and gradient norm, one step late, so that the device never waits for the look."""
+
+    def __init__(self, workdir: pathlib.Path) -> None:
+        self.workdir = workdir
+        self.pending: tuple[int, dict[str, Array], PackedBatch] | None = None
+
+    def __call__(self, step: int, metrics: dict[str, Array], batch: PackedBatch) -> None:
+        """Looks at the step before and remembers this one."""
+        self.settle()
+        self.pending = step, metrics, batch
+
+    def settle(self) -> None:
+        """Looks at the step that is still to be looked at. Raises NonFiniteError, with that step's batch saved."""
+        if self.pending is None:
+            return
+        step, metrics, batch = self.pending
+        self.pending = None
+        looked_at: dict[str, Array] = {
+            name: metrics[name] for name in ("loss", "mtp_loss", "grad_norm") if name in metrics
+        }
+        check_finite(looked_at, step, self.workdir, lambda: batch)
 
 
 class Trainer:

@@ -15,6 +15,7 @@ import dataclasses
 import json
 import pathlib
 import time
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -42,7 +43,9 @@ from r1jax.data import reasoning_tasks
 from r1jax.data.errors import DataError
 from r1jax.data.packing import PackedPolicy, pack_policy, split_microbatches
 from r1jax.data.pipelines import BatchIterator, example_iterator
-from r1jax.data.sources import SourceConfig, make_source
+from r1jax.data.shared_prompts import pack_shared_prompts
+from r1jax.data.sources import SourceConfig
+from r1jax.data.tokenizer import Tokenizer
 from r1jax.evaluation.evaluator import evaluate_examples
 from r1jax.metrics import CompileCounter, MetricWriter, Progress, StepTimer, check_finite, write_atomically
 from r1jax.model.config import ModelConfig
@@ -56,7 +59,6 @@ from r1jax.rollout import (
     DecodingConfig,
     GradedRollout,
     PromptConfig,
-    encode_prompts,
     grade,
     join,
     load_arrays,
@@ -69,8 +71,9 @@ from r1jax.rollout import (
 )
 from r1jax.settings import ConfigError, from_config
 from r1jax.sharding import MeshConfig, make_mesh, shard_batch
+from r1jax.stages.checks import Planned, check_asking, check_divides, known_policy, source_of
 from r1jax.stages.interruption import Interruption
-from r1jax.stages.policy import Policy, PolicySource, describe_policy, load_policy, save_policy
+from r1jax.stages.policy import Policy, PolicySource, describe_policy, describe_source, load_policy, save_policy
 from r1jax.stages.pretrain import expert_load_metrics
 from r1jax.stages.state import (
     Accumulated,
@@ -81,7 +84,7 @@ from r1jax.stages.state import (
     forward,
     state_from_params,
 )
-from r1jax.types import Array, PackedBatch, Params, PolicyBatch, Rollout
+from r1jax.types import Array, Example, PackedBatch, Params, PolicyBatch, Rollout
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,6 +114,7 @@ class RLConfig:
     inner_epochs: int = 1
     row_length: int = 256  # packed rows of the trainer
     micro_rows: int = 16
+    shared_prompts: bool = False  # a row holds a prompt once for all its responses: pays where prompts are long
     preset: str = "r1_zero"  # a key of GRPO_PRESETS
     grpo: dict[str, Any] = dataclasses.field(default_factory=dict)  # fields of GRPOConfig that differ from the preset
     max_draws: int = 10  # dynamic sampling: draws of `prompts` questions for one rollout before giving up
@@ -131,13 +135,16 @@ class RLConfig:
             raise ValueError(f"preset: {self.preset!r} is not one of {sorted(GRPO_PRESETS)}")
         if self.prompts * self.group_size % self.minibatches:
             raise ValueError(
-                f"minibatches: {self.minibatches} does not divide prompts x group_size = {self.prompts * self.group_size}"
+                f"minibatches: {self.minibatches} does not divide "
+                f"prompts x group_size = {self.prompts * self.group_size}"
             )
         needed = self.prompt.width + self.decoding.max_new_tokens - 1
         if needed > self.row_length:
             raise ValueError(
                 f"row_length: {self.row_length} is too short for prompt.width + decoding.max_new_tokens - 1 = {needed}"
             )
+        if self.shared_prompts and self.sequence_loss:
+            raise ValueError("sequence_loss: the sequence-wise balance loss needs whole sequences; not with shared_prompts")
         if not self.decoding.temperature > 0:
             raise ValueError(f"decoding.temperature: {self.decoding.temperature}; RL needs samples, so more than 0")
         for _, limit in self.length_schedule:
@@ -326,7 +333,8 @@ class Collector:
         if len(graded.examples) < self.config.prompts:
             raise DataError(
                 f"dynamic sampling: after max_draws = {self.config.max_draws} draws only {len(graded.examples)} of "
-                f"{self.config.prompts} groups have answers of different reward. Easier or harder questions, or more draws?"
+                f"{self.config.prompts} groups have answers of different reward. Easier or harder questions, or more "
+                "draws?"
             )
         graded = select_groups(graded, np.arange(len(graded.examples)) < self.config.prompts)
         extra = {"batches": self.batches.get_state(), "draws": draw + 1}
@@ -356,10 +364,11 @@ def make_minibatches(
     lengths = np.asarray(graded.rollout.response_lengths)
     r = graded.rollout
     order = np.random.default_rng((config.seed, 2, index)).permutation(len(lengths))
+    pack = pack_shared_prompts if config.shared_prompts else pack_policy
     minibatches = []
     for rows in np.split(order, config.minibatches):
         weights = np.asarray(token_weights(lengths[rows], grpo.aggregation, float(limit), included[rows]))
-        policy = pack_policy(
+        policy = pack(
             r.prompt_tokens[rows],
             r.prompt_lengths[rows],
             r.response_tokens[rows],
@@ -422,20 +431,55 @@ def expert_differences(rollout: Rollout, mini: MiniBatch, experts: np.ndarray) -
 def run(config: RLConfig, workdir: pathlib.Path) -> None:
     """Runs RL from the policy of `config.init`; leaves the new policy, metrics, samples and `summary.json`."""
     mesh = make_mesh(config.mesh)
-    source = make_source(config.source)
+    sources = sources_of(config)
+    model, tokenizer = describe_source(config.init, workdir)
+    check_fit(config, mesh, sources, model, tokenizer)
     policy = load_policy(config.init, workdir, mesh)
-    if len(source) < config.prompts:
-        raise ConfigError(f"source.size: {len(source)} examples are fewer than prompts = {config.prompts}")
-    encode_prompts(source, policy.tokenizer, config.prompt)  # a prompt that does not fit is refused now, not mid-run
     describe_policy(workdir, policy.model, policy.tokenizer)
-    Loop(config, workdir, policy, mesh, example_iterator(source, config.seed, config.prompts)).run()
+    batches = example_iterator(sources["source"], config.seed, config.prompts)
+    Loop(config, workdir, policy, mesh, batches, sources.get("evaluation.source")).run()
+
+
+def check(config: RLConfig, workdir: pathlib.Path, planned: Planned) -> ModelConfig:
+    """Everything that can be known to be wrong before the stage starts. Returns the model it will leave."""
+    model, tokenizer = known_policy(config.init, workdir, planned)
+    check_fit(config, make_mesh(config.mesh), sources_of(config), model, tokenizer)
+    return model
+
+
+def sources_of(config: RLConfig) -> dict[str, Sequence[Example]]:
+    """The examples to train on and, if there is an in-run evaluation, its examples."""
+    sources = {"source": source_of("source", config.source)}
+    if config.evaluation.every:
+        sources["evaluation.source"] = source_of("evaluation.source", config.evaluation.source)
+    return sources
+
+
+def check_fit(
+    config: RLConfig,
+    mesh: Mesh,
+    sources: Mapping[str, Sequence[Example]],
+    model: ModelConfig,
+    tokenizer: Tokenizer | None,
+) -> None:
+    """That questions, prompts and batches fit the model and the mesh: now, not in the middle of the run."""
+    if len(sources["source"]) < config.prompts:
+        raise ConfigError(f"source: {len(sources['source'])} examples are fewer than prompts = {config.prompts}")
+    check_divides("micro_rows", config.micro_rows, mesh)
+    check_asking(config.prompt, config.decoding, mesh, model, tokenizer, sources)
 
 
 class Loop:
     """One RL run: the pieces, and the loop over rollouts."""
 
     def __init__(
-        self, config: RLConfig, workdir: pathlib.Path, policy: Policy, mesh: Mesh, batches: BatchIterator[Any]
+        self,
+        config: RLConfig,
+        workdir: pathlib.Path,
+        policy: Policy,
+        mesh: Mesh,
+        batches: BatchIterator[Any],
+        evaluation: Sequence[Example] | None,
     ) -> None:
         self.config, self.workdir, self.model, self.mesh, self.batches = config, workdir, policy.model, mesh, batches
         self.trainer = Trainer(config, policy.model, mesh)
@@ -445,7 +489,7 @@ class Loop:
         )
         self.collector = Collector(config, self.completer, batches, workdir / "rollouts")
         self.store = CheckpointStore(workdir / "checkpoints", config.keep)
-        self.evaluation = make_source(config.evaluation.source) if config.evaluation.every else None
+        self.evaluation = evaluation
         self.initial = policy.params
         self.timer = StepTimer()
         self.compiles = CompileCounter()

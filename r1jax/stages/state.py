@@ -17,7 +17,7 @@ from r1jax.algorithms.router_bias import update_router_bias
 from r1jax.model.config import ModelConfig
 from r1jax.model.outputs import Output
 from r1jax.model.transformer import Transformer, abstract_params, init_params
-from r1jax.optim import abstract_optimizer, init_optimizer
+from r1jax.optim import abstract_optimizer, global_norm, init_optimizer
 from r1jax.sharding import param_shardings, replicate
 from r1jax.types import Array, PackedBatch, Params
 
@@ -124,7 +124,7 @@ def apply_gradients(
     params = optax.apply_updates(state.params, updates)
     if router_bias_rate:
         params = move_router_biases(params, (total.load, total.mtp_load), router_bias_rate)
-    metrics = {"grad_norm": optax.global_norm(total.grads)}
+    metrics = {"grad_norm": global_norm(total.grads)}
     return TrainState(params=params, opt_state=opt_state, step=state.step + 1), metrics
 
 

@@ -1,0 +1,82 @@
+"""What can be found wrong before a stage starts: nothing here runs a model or takes longer than reading the data.
+
+A stage calls these for itself; a pipeline calls them for all of its stages before the first one starts.
+"""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Mapping, Sequence
+
+from jax.sharding import Mesh
+
+from r1jax.data.errors import DataError
+from r1jax.data.sources import SourceConfig, make_source
+from r1jax.data.tokenizer import Tokenizer
+from r1jax.model.config import ModelConfig
+from r1jax.rollout import DecodingConfig, PromptConfig, encode_prompts
+from r1jax.settings import ConfigError
+from r1jax.sharding import BATCH_AXES, batch_shards
+from r1jax.stages.policy import PolicySource, describe_source
+from r1jax.types import Example
+
+Planned = Mapping[pathlib.Path, ModelConfig]
+"""Folders that earlier stages of the pipeline are going to fill, and the model that each will hold."""
+
+
+def source_of(field: str, config: SourceConfig) -> Sequence[Example]:
+    """All examples of a source; what is wrong with it is said with the field's name in front."""
+    try:
+        return make_source(config)
+    except DataError as error:
+        raise DataError(f"{field}: {error}") from error
+    except ValueError as error:
+        raise ConfigError(f"{field}: {error}") from error
+    except OSError as error:
+        raise DataError(f"{field}: {error.filename or config.path}: {error.strerror}") from error
+
+
+def known_policy(init: PolicySource, workdir: pathlib.Path, planned: Planned) -> tuple[ModelConfig, Tokenizer | None]:
+    """The model that the stage will start from, and its tokenizer unless an earlier stage has yet to make it."""
+    folder = (workdir / init.path).resolve()
+    if init.kind == "stage" and folder in planned:
+        return planned[folder], None
+    return describe_source(init, workdir)
+
+
+def check_asking(
+    prompt: PromptConfig,
+    decoding: DecodingConfig,
+    mesh: Mesh,
+    model: ModelConfig,
+    tokenizer: Tokenizer | None,
+    sources: Mapping[str, Sequence[Example]],
+) -> None:
+    """That every prompt and its longest response fit the model's context, and a batch the mesh.
+
+    Raises:
+      ConfigError: naming the fields and their values.
+      DataError: naming the source, the example and its length.
+    """
+    longest = prompt.width + decoding.max_new_tokens
+    if longest > model.max_positions:
+        raise ConfigError(
+            f"prompt.width + decoding.max_new_tokens: {prompt.width} + {decoding.max_new_tokens} = {longest} exceeds "
+            f"the model's context, max_positions = {model.max_positions}"
+        )
+    check_divides("decoding.batch_size", decoding.batch_size, mesh)
+    if tokenizer is None:
+        return
+    for field, examples in sources.items():
+        try:
+            encode_prompts(examples, tokenizer, prompt)
+        except DataError as error:
+            raise DataError(f"{field}: {error}") from error
+
+
+def check_divides(field: str, rows: int, mesh: Mesh) -> None:
+    """That rows can be split over the devices. Raises ConfigError naming the field and the mesh."""
+    parts = batch_shards(mesh)
+    if rows % parts:
+        axes = ", ".join(f"{axis} = {mesh.shape[axis]}" for axis in BATCH_AXES)
+        raise ConfigError(f"{field}: {rows} rows cannot be split into {parts} equal parts (mesh: {axes})")
