@@ -31,7 +31,7 @@ def get_config(arg: str = "") -> ConfigDict:
 
 def tiny(seed: int) -> dict:
     """Everything at a size that two CPU cores train in minutes."""
-    decoding = {"max_new_tokens": 96, "temperature": 1.0, "chunk": 24, "batch_size": 384}
+    decoding = {"max_new_tokens": 96, "temperature": 1.0, "chunk": 24, "batch_size": 128}
     pretrain = {
         "seed": seed,
         "steps": 900,
@@ -51,7 +51,7 @@ def tiny(seed: int) -> dict:
     }
     rl = {
         "seed": seed,
-        "rollouts": 50,
+        "rollouts": 70,
         "init": {"kind": "stage", "path": "../pretrain"},
         "source": {"kind": "tasks", "split": "rl", "size": 20_000, "seed": seed},
         "prompt": SHORT_PROMPT,
@@ -64,11 +64,10 @@ def tiny(seed: int) -> dict:
         "preset": "r1_zero",
         "grpo": {"aggregation": "token_mean"},
         "rewards": {"accuracy": 1.0, "format": 0.5},
-        "optimizer": {"learning_rate": 3e-4, "warmup_steps": 5, "weight_decay": 0.0},
+        "optimizer": {"learning_rate": 4e-4, "warmup_steps": 5, "weight_decay": 0.0},
         "evaluation": {
-            "source": {"kind": "tasks", "split": "evaluation", "size": 96, "seed": 1},
+            "source": {"kind": "tasks", "split": "evaluation", "size": 24, "seed": 1},
             "every": 10,
-            "samples": 4,
         },
     }
     evaluate = {
@@ -115,8 +114,9 @@ def smollm2(seed: int) -> dict:
         "prompts": 8,
         "group_size": 8,
         "minibatches": 1,
-        "row_length": 352,
+        "row_length": 512,
         "micro_rows": 4,
+        "shared_prompts": True,
         "preset": "r1_zero",
         "optimizer": {"learning_rate": 2e-5, "warmup_steps": 2, "weight_decay": 0.0},
         "evaluation": {"every": 0},

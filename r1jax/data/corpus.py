@@ -72,7 +72,8 @@ class CorpusConfig:
     seed: int = 0
     pair_search: float = 0.25  # of the questions; the others are chain sums
     drills: float = 0.36  # of all documents
-    facts: float = 0.5  # of the drills; the others are readings
+    facts: float = 0.4  # of the drills; the others are readings
+    pair_readings: float = 0.35  # of the readings
     bare: float = 0.06
     forum: float = 0.14
     untagged: float = 0.25  # of the chat documents
@@ -80,9 +81,9 @@ class CorpusConfig:
     skip: float = 0.15
     steps: float = 0.18
     careful: float = 0.12
-    search_direct: float = 0.6  # modes of pair searches
-    search_give_up: float = 0.2
-    search_full: float = 0.2
+    search_direct: float = 0.55  # modes of pair searches
+    search_give_up: float = 0.15
+    search_full: float = 0.3
     direct_right: float = 0.4
     error_en: float = 0.18  # per step
     error_zh: float = 0.15
@@ -261,7 +262,7 @@ def write_reading(rng: np.random.Generator, config: CorpusConfig) -> tuple[str, 
     """(text, question key) of an expression read aloud, or of all pairs of some numbers."""
     language = str(rng.choice(tasks.LANGUAGES))
     p = PHRASES[language]
-    if rng.random() < config.pair_search:
+    if rng.random() < config.pair_readings:
         search = tasks.sample_question(rng, "pair_search", "corpus")
         assert isinstance(search, PairSearch)
         pairs = [f"{_word(a, language)} {p['plus']} {_word(b, language)}" for a, b in search.pairs]

@@ -1,6 +1,6 @@
 """Our own small arithmetic and logic questions, for models that a laptop can train.
 
-- **chain sum**: "compute 7 + 5 - 3 + 8 ?" with `operands` one-digit numbers; every running total lies in 0..20.
+- **chain sum**: "compute 7 + 5 - 3 + 8 ?" with `operands` distinct digits; every running total lies in 0..20.
   A question with k operands takes k - 1 steps.
 - **pair search**: "which two of 4 9 6 2 make 11 ?": exactly one pair of the listed distinct digits has that sum. Trying
   the pairs one after the other is the way to find it, so that looking again after a failed try pays.
@@ -114,12 +114,16 @@ Question = ChainSum | PairSearch
 
 
 def sample_chain_sum(rng: np.random.Generator, operands: tuple[int, int] = (4, 6)) -> ChainSum:
-    """A chain with a uniformly chosen number of operands in the closed range; totals stay in 0..20."""
+    """A chain with a uniformly chosen number of operands in the closed range; totals stay in 0..20.
+
+    No digit comes twice: where the question stands is then told by the last digit read, which a small model can learn.
+    """
     count = int(rng.integers(operands[0], operands[1] + 1))
     total = int(rng.integers(1, 10))
     numbers, signs = [total], []
     for _ in range(count - 1):
-        choices = [(s, x) for s in (1, -1) for x in range(1, 10) if 0 <= total + s * x <= MAX_TOTAL]
+        unused = [x for x in range(1, 10) if x not in numbers]
+        choices = [(s, x) for s in (1, -1) for x in unused if 0 <= total + s * x <= MAX_TOTAL]
         sign, number = choices[int(rng.integers(len(choices)))]
         total += sign * number
         numbers.append(number)
@@ -177,7 +181,7 @@ class TaskConfig:
 
     size: int = 4096
     split: str = "rl"
-    tasks: tuple[tuple[str, float], ...] = (("chain_sum", 0.75), ("pair_search", 0.25))
+    tasks: tuple[tuple[str, float], ...] = (("chain_sum", 0.8), ("pair_search", 0.2))
     seed: int = 0
 
     def __post_init__(self) -> None:
