@@ -70,7 +70,7 @@ def teacher_forced(cfg, params, rollout: Rollout, temperature: float = 1.0):
 def test_a_completion_does_not_depend_on_place_or_neighbours(params, sampler):
     prompts, lengths, keys = make_batch(20)
     rollout = sampler.sample(params, prompts, lengths, keys)
-    assert 0.3 < rollout.finished.mean() < 0.9
+    assert 0 < rollout.finished.mean() < 1
     order = np.random.default_rng(1).permutation(20)
     permuted = sampler.sample(params, prompts[order], lengths[order], keys[order])
     assert_same_rows(rollout, permuted, rows_a=order)
@@ -201,7 +201,7 @@ def test_a_response_ends_at_the_first_token_that_completes_a_stop_string():
         params, *batch
     )
     free = Sampler(cfg, None, SamplingConfig(14), WIDTH, 64).sample(params, *batch)
-    assert 0.2 < stopped.finished.mean() < 0.99
+    assert 0 < stopped.finished.mean() < 1
     for row, tokens in enumerate(free.response_tokens):
         length, found = first_stop([(token_bytes + [b""] * 12)[token] for token in tokens], strings)
         assert stopped.response_lengths[row] == length
