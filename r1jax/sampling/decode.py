@@ -24,6 +24,7 @@ from jax.sharding import Mesh
 from r1jax.model.cache import Cache, grow_cache, init_cache, take_rows
 from r1jax.model.config import ModelConfig
 from r1jax.model.heads import logits_of, unembedding
+from r1jax.model.outputs import Output
 from r1jax.model.transformer import Transformer
 from r1jax.sampling.logits import sample_token
 from r1jax.types import Array, Params
@@ -148,21 +149,26 @@ class Decoder:
     ) -> DecodeState:
         """Runs the prompts and draws the first response token.
 
+        The B rows are G consecutive ones for each of B / G prompts, and every prompt is run once.
+
         Args:
           params: the model's parameters.
-          prompts: [B, P] int32, left-padded.
-          lengths: [B] int32, real tokens of each prompt, at least 1.
+          prompts: [B / G, P] int32, left-padded.
+          lengths: [B / G] int32, real tokens of each prompt, at least 1.
           key_data: [B, ...] uint32, data of one key per row.
           unused: [B] bool, rows that only fill the batch: they draw nothing.
           stops: [S, V] int32, see `stop.stop_table`.
         """
-        batch, width = prompts.shape
+        batch, width = len(unused), prompts.shape[1]
         limit = self.cfg.max_new_tokens
         slots = cache_slots(width, next(iter(chunk_ends(self.cfg)), 1))
         cache = init_cache(self.model_cfg, lengths, width, slots, self.model_cfg.dtype)
         routing = self.routing
+        positions = jnp.maximum(jnp.arange(width)[None, :] - cache.start[:, None], 0)
+        out = self._forward(params, prompts, positions, cache)
+        row_of = jnp.arange(batch) // (batch // len(prompts))
         state = DecodeState(
-            cache=cache,
+            cache=take_rows(out.cache, row_of),
             key_data=key_data,
             automaton=jnp.zeros((batch,), jnp.int32),
             done=unused,
@@ -173,8 +179,8 @@ class Decoder:
             logprobs=jnp.zeros((batch, limit), jnp.float32),
             experts=None if routing is None else jnp.full((batch, limit, *routing.shape), -1, routing.dtype),
         )
-        positions = jnp.maximum(jnp.arange(width)[None, :] - cache.start[:, None], 0)
-        return self._advance(params, state, prompts, positions, stops)
+        experts = out.aux.experts[:, row_of, -1]
+        return self._draw(params, state, out.hidden[row_of, -1], experts, stops)
 
     def decode_chunk(self, params: Params, state: DecodeState, limit: Array, stops: Array, end: int) -> DecodeState:
         """Draws tokens until `end` are drawn, or `limit` ([] int32), or all rows are done, whichever comes first."""
@@ -186,18 +192,21 @@ class Decoder:
         def body(state: DecodeState) -> DecodeState:
             tokens = jax.lax.dynamic_slice_in_dim(state.tokens, state.step - 1, 1, axis=1)
             positions = (state.cache.index - state.cache.start)[:, None]
-            return self._advance(params, state, tokens, positions, stops)
+            out = self._forward(params, tokens, positions, state.cache)
+            state = state.replace(cache=out.cache)  # type: ignore[attr-defined]
+            return self._draw(params, state, out.hidden[:, -1], out.aux.experts[:, :, -1], stops)
 
         return jax.lax.while_loop(unfinished, body, state)
 
-    def _advance(
-        self, params: Params, state: DecodeState, tokens: Array, positions: Array, stops: Array
-    ) -> DecodeState:
-        """Feeds tokens [B, T] to the model and draws the next response token from the last of them."""
-        model = Transformer(self.model_cfg, self.mesh)
-        out: Any = model.apply({"params": params}, tokens, positions, cache=state.cache)  # an Output
+    def _forward(self, params: Params, tokens: Array, positions: Array, cache: Cache) -> Output:
+        """Feeds tokens [B, T] to the model."""
+        model: Any = Transformer(self.model_cfg, self.mesh)
+        return model.apply({"params": params}, tokens, positions, cache=cache)
+
+    def _draw(self, params: Params, state: DecodeState, hidden: Array, chosen: Array, stops: Array) -> DecodeState:
+        """Draws the next response token from hidden [B, D]; chosen [M, B, A] are the experts behind it."""
         with jax.named_scope("head"):
-            logits = logits_of(out.hidden[:, -1], unembedding(params, self.model_cfg))
+            logits = logits_of(hidden, unembedding(params, self.model_cfg))
         with jax.named_scope("draw"):
             keys = jax.random.wrap_key_data(state.key_data, impl=self.key_impl)
             keys = jax.vmap(lambda key: jax.random.fold_in(key, state.step))(keys)
@@ -214,9 +223,9 @@ class Decoder:
 
             experts = state.experts
             if experts is not None:
-                experts = put(experts, out.aux.experts[:, :, -1].swapaxes(0, 1), -1)
+                experts = put(experts, chosen.swapaxes(0, 1), -1)
             return DecodeState(
-                cache=out.cache,
+                cache=state.cache,
                 key_data=state.key_data,
                 automaton=automaton,
                 done=done,

@@ -122,6 +122,7 @@ class Sampler:
         prompt_width: int,
         batch_size: int,
         token_bytes: Sequence[bytes] | None = None,
+        group_size: int = 1,
     ) -> None:
         """Checks the configuration; compiles nothing yet.
 
@@ -132,6 +133,7 @@ class Sampler:
           prompt_width: P, the longest prompt.
           batch_size: B, rows of a block.
           token_bytes: the bytes of every token, for `stop_strings`.
+          group_size: G, rows of a call that share their prompt and stand together; the prompt is run once for them.
 
         Raises:
           ValueError: prompt and response do not fit the model's context; rows do not divide over the mesh; a stop
@@ -143,13 +145,17 @@ class Sampler:
                 f"prompt_width {prompt_width} + max_new_tokens {sampling_cfg.max_new_tokens} = {longest} exceeds the "
                 f"model's max_positions {model_cfg.max_positions}"
             )
-        if mesh is not None and batch_size % batch_shards(mesh):
-            raise ValueError(f"batch_size {batch_size} does not divide into the {batch_shards(mesh)} parts of the mesh")
+        shards = 1 if mesh is None else batch_shards(mesh)
+        if batch_size % (shards * group_size):
+            raise ValueError(
+                f"batch_size {batch_size} is not a multiple of {shards} parts of the mesh x {group_size} rows of a group"
+            )
         self.model_cfg = model_cfg
         self.cfg = sampling_cfg
         self.mesh = mesh
         self.prompt_width = prompt_width
         self.batch_size = batch_size
+        self.group_size = group_size
         table = stop_table(model_cfg.vocab_size, sampling_cfg.stop_tokens, sampling_cfg.stop_strings, token_bytes)
         self._stops = jnp.asarray(table) if mesh is None else replicate(mesh, table)
         self._ends = chunk_ends(sampling_cfg)
@@ -235,7 +241,8 @@ class Sampler:
         for first in range(0, len(prompts), self._rows):
             rows = np.arange(first, first + self._rows)
             rows[rows >= len(prompts)] = UNUSED
-            inputs: Any = (prompts[rows], lengths[rows], key_data[rows], rows == UNUSED)
+            leaders = rows[:: self.group_size]
+            inputs: Any = (prompts[leaders], lengths[leaders], key_data[rows], rows == UNUSED)
             if self.mesh is not None:
                 inputs = shard_batch(self.mesh, inputs)
             blocks.append(Block(program(params, *inputs, self._stops), rows))
@@ -299,6 +306,10 @@ class Sampler:
         if str(jax.random.key_impl(keys)) != self._decoder.key_impl:
             raise ValueError(f"keys are {jax.random.key_impl(keys)} keys, expected {self._decoder.key_impl}")
         _check_lengths(lengths, self.prompt_width)
+        real = np.where(_real(lengths, self.prompt_width), prompts, -1)
+        leaders = np.arange(len(prompts)) // self.group_size * self.group_size
+        if len(prompts) % self.group_size or (real != real[leaders]).any():
+            raise ValueError(f"the {len(prompts)} rows are not groups of {self.group_size} with one prompt each")
         wrong = np.argwhere(_real(lengths, self.prompt_width) & ((prompts < 0) | (prompts >= vocab)))
         if len(wrong):
             row, place = wrong[0]
@@ -308,8 +319,8 @@ class Sampler:
         rows = self.batch_size
         key_data = jax.eval_shape(lambda: jax.random.key_data(jax.random.key(0, impl=self._decoder.key_impl)))
         arrays = (
-            jax.ShapeDtypeStruct((rows, self.prompt_width), jnp.int32),
-            jax.ShapeDtypeStruct((rows,), jnp.int32),
+            jax.ShapeDtypeStruct((rows // self.group_size, self.prompt_width), jnp.int32),
+            jax.ShapeDtypeStruct((rows // self.group_size,), jnp.int32),
             jax.ShapeDtypeStruct((rows, *key_data.shape), key_data.dtype),
             jax.ShapeDtypeStruct((rows,), bool),
         )
@@ -344,7 +355,8 @@ class Sampler:
             jitted = jax.jit(self._decoder.prefill, out_shardings=shardings)
             return jitted.lower(self._params, *self._abstract_inputs(), self._stops).compile()
         if kind == "merge":
-            _, index, _, unused = self._abstract_inputs()
+            unused = self._abstract_inputs()[-1]
+            index = jax.ShapeDtypeStruct(unused.shape, jnp.int32, sharding=unused.sharding)
             return jax.jit(merge, out_shardings=shardings).lower(after, after, index, unused).compile()
         if kind == "grow":
             before = self._abstract_state(self._ends[self._ends.index(end) - 1])

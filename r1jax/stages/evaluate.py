@@ -73,7 +73,9 @@ def run(config: EvaluateConfig, workdir: pathlib.Path) -> None:
     check_asking(config.prompt, config.decoding, mesh, model, tokenizer, {"source": examples})
     policy = load_policy(config.init, workdir, mesh)
     prompts = encode_prompts(examples, policy.tokenizer, config.prompt)
-    completer = Completer(policy.model, mesh, policy.tokenizer, config.prompt, config.decoding)
+    completer = Completer(
+        policy.model, mesh, policy.tokenizer, config.prompt, config.decoding, group_size=config.samples
+    )
     per_batch = max(1, config.decoding.batch_size // config.samples)
     key = jax.random.key(config.seed)
     began = time.monotonic()

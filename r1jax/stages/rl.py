@@ -92,8 +92,7 @@ class InRunEvaluation:
     """A small evaluation now and then, for the curves; the stage `evaluate` makes the figures that count."""
 
     source: SourceConfig = dataclasses.field(default_factory=lambda: SourceConfig(split="evaluation", size=64, seed=1))
-    every: int = 10  # rollouts; 0: never
-    samples: int = 4
+    every: int = 10  # rollouts; 0: never; every question gets group_size answers, as in training
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,7 +143,9 @@ class RLConfig:
                 f"row_length: {self.row_length} is too short for prompt.width + decoding.max_new_tokens - 1 = {needed}"
             )
         if self.shared_prompts and self.sequence_loss:
-            raise ValueError("sequence_loss: the sequence-wise balance loss needs whole sequences; not with shared_prompts")
+            raise ValueError(
+                "sequence_loss: the sequence-wise balance loss needs whole sequences; not with shared_prompts"
+            )
         if not self.decoding.temperature > 0:
             raise ValueError(f"decoding.temperature: {self.decoding.temperature}; RL needs samples, so more than 0")
         for _, limit in self.length_schedule:
@@ -485,7 +486,7 @@ class Loop:
         self.trainer = Trainer(config, policy.model, mesh)
         moe = policy.model.num_moe_layers > 0
         self.completer = Completer(
-            policy.model, mesh, policy.tokenizer, config.prompt, config.decoding, record_experts=moe
+            policy.model, mesh, policy.tokenizer, config.prompt, config.decoding, moe, config.group_size
         )
         self.collector = Collector(config, self.completer, batches, workdir / "rollouts")
         self.store = CheckpointStore(workdir / "checkpoints", config.keep)
@@ -608,7 +609,7 @@ class Loop:
                 self.completer,
                 state.train.params,
                 self.evaluation,
-                self.config.evaluation.samples,
+                self.config.group_size,
                 key,
                 self.config.rewards,
                 self.workdir / "evaluations" / f"{step:06d}.npz",

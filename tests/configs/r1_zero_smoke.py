@@ -68,7 +68,7 @@ def stage_changes(long: bool) -> dict[str, dict[str, Any]]:
             "micro_rows": 4,
             "optimizer": {"warmup_steps": 1},
             "reference_every": 3,
-            "evaluation": {"source": {"size": 6}, "every": 4 if long else 2, "samples": 2},
+            "evaluation": {"source": {"size": 6}, "every": 4 if long else 2},
             "log_samples": 4,
             "checkpoint_every": 4 if long else 2,
         },
