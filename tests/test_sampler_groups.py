@@ -33,5 +33,5 @@ def test_rows_that_are_no_groups_are_refused():
     tokens, lengths = left_pad([[5, 6], [5, 7]], 3)
     with pytest.raises(ValueError, match="not groups of 2 with one prompt each"):
         sampler.sample({}, tokens, lengths, jax.random.split(jax.random.key(0), 2))
-    with pytest.raises(ValueError, match="batch_size 5 is not a multiple of 1 parts of the mesh x 2 rows of a group"):
+    with pytest.raises(ValueError, match="batch_size 5 is not a multiple of 1 parts of the mesh x group_size 2"):
         Sampler(cfg, None, SamplingConfig(max_new_tokens=2), 3, 5, group_size=2)

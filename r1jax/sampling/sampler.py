@@ -148,7 +148,7 @@ class Sampler:
         shards = 1 if mesh is None else batch_shards(mesh)
         if batch_size % (shards * group_size):
             raise ValueError(
-                f"batch_size {batch_size} is not a multiple of {shards} parts of the mesh x {group_size} rows of a group"
+                f"batch_size {batch_size} is not a multiple of {shards} parts of the mesh x group_size {group_size}"
             )
         self.model_cfg = model_cfg
         self.cfg = sampling_cfg

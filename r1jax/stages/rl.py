@@ -1,8 +1,8 @@
 """Reinforcement learning with verifiable rewards: R1-Zero (R1v1 section 2.2) and every later RL phase, by config.
 
 The paper: a group of answers to each question is sampled from the current policy, graded by rules, and the policy is
-moved by GRPO; a rollout is cut into mini-batches, each one update; every so many updates the reference model becomes the
-policy. Here: the same, in one program. A rollout is stored as soon as it is graded, so no score is ever computed twice.
+moved by GRPO; a rollout is cut into mini-batches, each one update; every so many updates the reference model becomes
+the policy. Here: the same, in one program. A rollout is stored as soon as it is graded, so no score is ever computed twice.
 Left out: the MTP module is not trained in RL and the balancing bias stays as it is unless `router_bias_rate` says
 otherwise (the papers are silent on both).
 
@@ -387,7 +387,7 @@ def make_minibatches(
 def attach_logprobs(
     minibatches: list[MiniBatch], graded: GradedRollout, trainer: Trainer, state: RLState, path: pathlib.Path
 ) -> tuple[list[MiniBatch], dict[str, float]]:
-    """Old and reference log-probs of every mini-batch, from the policy that sampled; stored, for a stop between updates.
+    """Old and reference log-probs of every mini-batch, by the policy that sampled; stored, for a stop between updates.
 
     The metrics compare sampler and trainer: |log-prob gap| mean and max, and the share of tokens whose experts differ.
     """
