@@ -2,8 +2,8 @@
 
 The paper: a group of answers to each question is sampled from the current policy, graded by rules, and the policy is
 moved by GRPO; a rollout is cut into mini-batches, each one update; every so many updates the reference model becomes
-the policy. Here: the same, in one program. A rollout is stored as soon as it is graded, so no score is ever computed twice.
-Left out: the MTP module is not trained in RL and the balancing bias stays as it is unless `router_bias_rate` says
+the policy. Here: the same, in one program. A rollout is stored as soon as it is graded, so no score is ever computed
+twice. Left out: the MTP module is not trained in RL and the balancing bias stays as it is unless `router_bias_rate` says
 otherwise (the papers are silent on both).
 
     collect -> advantages -> old and reference log-probs -> updates -> log, evaluate, save
