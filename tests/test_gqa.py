@@ -36,8 +36,26 @@ def test_causal_attention_stays_within_segments() -> None:
     q, k, v = make_inputs()
     ids = np.array([[1, 1, 1, 2, 2, 0], [0, 1, 1, 1, 1, 1]])
     visible = (ids[:, :, None] == ids[:, None]) & (ids != 0)[:, None] & np.tril(np.ones((T, T), bool))
-    got = causal_attention(jnp.asarray(q), jnp.asarray(k), jnp.asarray(v), jnp.asarray(ids), SCALE)
+    got = causal_attention(jnp.asarray(q), jnp.asarray(k), jnp.asarray(v), jnp.asarray(ids), None, SCALE)
     np.testing.assert_allclose(got, reference(q, k, v, visible), atol=2e-6)
+
+
+def test_responses_see_the_prompt_they_share_and_not_each_other() -> None:
+    q, k, v = make_inputs()
+    ids, parents = np.array([[1, 1, 2, 2, 3, 0]] * B), np.array([[0, 0, 1, 1, 1, 0]] * B)
+    visible = np.array(
+        [
+            [1, 0, 0, 0, 0, 0],
+            [1, 1, 0, 0, 0, 0],
+            [1, 1, 1, 0, 0, 0],
+            [1, 1, 1, 1, 0, 0],
+            [1, 1, 0, 0, 1, 0],
+            [0, 0, 0, 0, 0, 0],
+        ]
+    )
+    arrays = (jnp.asarray(x) for x in (q, k, v, ids, parents))
+    got = causal_attention(*arrays, SCALE)
+    np.testing.assert_allclose(got, reference(q, k, v, np.broadcast_to(visible, (B, T, T))), atol=2e-6)
 
 
 def test_cached_attention_sees_its_slots_and_itself() -> None:

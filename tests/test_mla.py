@@ -7,6 +7,8 @@ import numpy as np
 
 from r1jax.model.cache import MLACache
 from r1jax.model.mla import absorbed_attention, expanded_attention
+from r1jax.model.outputs import Context
+from r1jax.model.rope import Rotation
 
 B, T, N, NOPE, R, V, C = 3, 7, 2, 6, 4, 5, 8
 SCALE = 0.37
@@ -43,7 +45,8 @@ def equations(x: dict[str, np.ndarray], segment_ids: np.ndarray) -> np.ndarray:
 def test_expanded_form_equals_the_equations() -> None:
     x = make_inputs()
     segment_ids = np.array([[1, 1, 1, 2, 2, 3, 3], [0, 0, 1, 1, 1, 1, 1], [1, 1, 2, 2, 2, 0, 0]])
-    got = expanded_attention(**x, segment_ids=jnp.asarray(segment_ids), scale=SCALE)
+    context = Context(rotation=Rotation(jnp.zeros(0), jnp.zeros(0)), segment_ids=jnp.asarray(segment_ids))
+    got = expanded_attention(**x, context=context, scale=SCALE)
     np.testing.assert_allclose(got, equations(x, segment_ids), atol=2e-6)
     assert (np.asarray(got)[segment_ids == 0] == 0).all()
 

@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from r1jax.model.config import ModelConfig
-from r1jax.model.layers import normal_init
+from r1jax.model.layers import normal_init, parameter
 from r1jax.types import Array, Params
 
 
@@ -17,9 +17,8 @@ class Embed(nn.Module):
 
     @nn.compact
     def __call__(self) -> Array:
-        init = nn.with_logical_partitioning(normal_init(self.cfg), ("vocab", "embed"))
-        shape = (self.cfg.vocab_size, self.cfg.width)
-        return self.param("embedding", init, shape, jnp.dtype(self.cfg.param_dtype))
+        cfg, shape = self.cfg, (self.cfg.vocab_size, self.cfg.width)
+        return parameter(self, "embedding", normal_init(cfg), ("vocab", "embed"), shape, cfg.param_dtype)
 
 
 class Head(nn.Module):
@@ -29,9 +28,8 @@ class Head(nn.Module):
 
     @nn.compact
     def __call__(self) -> Array:
-        init = nn.with_logical_partitioning(normal_init(self.cfg), ("embed", "vocab"))
-        shape = (self.cfg.width, self.cfg.vocab_size)
-        return self.param("kernel", init, shape, jnp.dtype(self.cfg.param_dtype))
+        cfg, shape = self.cfg, (self.cfg.width, self.cfg.vocab_size)
+        return parameter(self, "kernel", normal_init(cfg), ("embed", "vocab"), shape, cfg.param_dtype)
 
 
 def unembedding(params: Params, cfg: ModelConfig) -> Array:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -15,6 +17,19 @@ MASKED_SCORE = -1e30  # finite, so that a row without any visible key gives no N
 def normal_init(cfg: ModelConfig) -> nn.initializers.Initializer:
     """Normal weights of the configured standard deviation, as V3 section 4.2 initialises every matrix."""
     return nn.initializers.normal(cfg.init_std)
+
+
+def parameter(
+    module: nn.Module,
+    name: str,
+    init: nn.initializers.Initializer,
+    names: tuple[str | None, ...],
+    shape: tuple[int, ...],
+    dtype: str,
+) -> Array:
+    """A parameter of `module` whose axes carry logical names. Call it from within a compact method."""
+    value: Any = module.param(name, nn.with_logical_partitioning(init, names), shape, jnp.dtype(dtype))
+    return value
 
 
 class Linear(nn.Module):
@@ -33,15 +48,14 @@ class Linear(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        dtype, param_dtype = jnp.dtype(self.cfg.dtype), jnp.dtype(self.cfg.param_dtype)
+        cfg, dtype = self.cfg, jnp.dtype(self.cfg.dtype)
         shape = x.shape[x.ndim - self.num_in_axes :] + self.out_shape
-        kernel = self.param(
-            "kernel", nn.with_logical_partitioning(normal_init(self.cfg), self.names), shape, param_dtype
-        )
+        kernel = parameter(self, "kernel", normal_init(cfg), self.names, shape, cfg.param_dtype)
         y = jnp.tensordot(x.astype(dtype), kernel.astype(dtype), axes=self.num_in_axes)
         if self.use_bias:
-            zeros = nn.with_logical_partitioning(nn.initializers.zeros, self.names[self.num_in_axes :])
-            y = y + self.param("bias", zeros, self.out_shape, param_dtype).astype(dtype)
+            names = self.names[self.num_in_axes :]
+            bias = parameter(self, "bias", nn.initializers.zeros, names, self.out_shape, cfg.param_dtype)
+            y = y + bias.astype(dtype)
         return y
 
 
@@ -53,8 +67,7 @@ class RMSNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        ones = nn.with_logical_partitioning(nn.initializers.ones, (None,))
-        scale = self.param("scale", ones, x.shape[-1:], jnp.dtype(self.cfg.param_dtype))
+        scale = parameter(self, "scale", nn.initializers.ones, (None,), x.shape[-1:], self.cfg.param_dtype)
         x32 = x.astype(jnp.float32)
         normed = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + self.eps)
         return normed.astype(x.dtype) * scale.astype(x.dtype)
@@ -81,9 +94,7 @@ def masked_softmax(scores: Array, visible: Array) -> Array:
     return weights / jnp.maximum(jnp.sum(weights, axis=-1, keepdims=True), jnp.finfo(jnp.float32).tiny)
 
 
-def causal_attention(
-    q: Array, k: Array, v: Array, segment_ids: Array, parent_ids: Array | None, scale: float
-) -> Array:
+def causal_attention(q: Array, k: Array, v: Array, segment_ids: Array, parent_ids: Array | None, scale: float) -> Array:
     """Attention among the tokens of one segment, each seeing itself and what came before.
 
     Args:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from r1jax.model.cache import MLACache, after
 from r1jax.model.config import MLAConfig, ModelConfig
-from r1jax.model.layers import Linear, RMSNorm, causal_attention, masked_softmax, normal_init
+from r1jax.model.layers import Linear, RMSNorm, causal_attention, masked_softmax, normal_init, parameter
 from r1jax.model.outputs import Context
 from r1jax.model.rope import apply_rope, mla_softmax_scale
 from r1jax.types import Array
@@ -27,8 +27,8 @@ class LatentUp(nn.Module):
 
     @nn.compact
     def __call__(self) -> Array:
-        init = nn.with_logical_partitioning(normal_init(self.cfg), ("kv_lora", "heads", "head_dim"))
-        kernel = self.param("kernel", init, self.shape, jnp.dtype(self.cfg.param_dtype))
+        cfg, names = self.cfg, ("kv_lora", "heads", "head_dim")
+        kernel = parameter(self, "kernel", normal_init(cfg), names, self.shape, cfg.param_dtype)
         return kernel.astype(jnp.dtype(self.cfg.dtype))
 
 

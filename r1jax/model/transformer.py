@@ -63,8 +63,10 @@ class Transformer(nn.Module):
         context = self.context(tokens, positions, segment_ids, cache).replace(parent_ids=parent_ids)  # type: ignore[attr-defined]
         table = Embed(cfg, name="embed")()
         embedded = constrain(table[tokens].astype(jnp.dtype(cfg.dtype)), self.mesh, ACTIVATIONS)
-        x, dense, _ = self.stack(embedded, cache and cache.dense, context, cfg.num_dense_layers, "dense_layers")
-        x, moe, moe_aux = self.stack(x, cache and cache.moe, context, cfg.num_moe_layers, "moe_layers")
+        x, dense, _ = self.stack(
+            embedded, cache.dense if cache else None, context, cfg.num_dense_layers, "dense_layers"
+        )
+        x, moe, moe_aux = self.stack(x, cache.moe if cache else None, context, cfg.num_moe_layers, "moe_layers")
         hidden = RMSNorm(cfg, cfg.norm_eps, name="final_norm")(x)
         unembed = table.T if cfg.tied_embeddings else Head(cfg, name="lm_head")()
         aux = stacked_aux(moe_aux, tokens)
@@ -72,7 +74,7 @@ class Transformer(nn.Module):
             mtp_hidden, mtp_aux = MTP(cfg, self.mesh, name="mtp")(hidden, embedded, context)
             aux = aux.replace(mtp_hidden=mtp_hidden)  # type: ignore[attr-defined]
             if mtp_aux is not None:
-                aux = aux.replace(  # type: ignore[attr-defined]
+                aux = aux.replace(
                     balance_loss=aux.balance_loss + mean_balance_loss(mtp_aux), mtp_expert_load=mtp_aux.load
                 )
         if cache is not None:
