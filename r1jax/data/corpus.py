@@ -3,7 +3,7 @@
 Kinds of documents (shares in `CorpusConfig`):
 
 - drills, as in a schoolbook: lists of one-step facts ("six plus nine is fifteen"), expressions read aloud
-  ("7 + 5 - 3 : seven plus five minus three"), all pairs of some numbers in order;
+  ("7 + 5 - 3 : seven plus five minus three"), all pairs of some numbers in order, sums held against a target;
 - chat: question, thought and answer in the tags of the R1-Zero template, or (a quarter of them) without tags;
 - forum: "Q: ... A: ..." without tags;
 - bare equations, often wrong.
@@ -72,7 +72,8 @@ class CorpusConfig:
     seed: int = 0
     pair_search: float = 0.25  # of the questions; the others are chain sums
     drills: float = 0.36  # of all documents
-    facts: float = 0.4  # of the drills; the others are readings
+    facts: float = 0.3  # of the drills
+    checks: float = 0.3  # of the drills; the others are readings
     pair_readings: float = 0.35  # of the readings
     bare: float = 0.06
     forum: float = 0.14
@@ -98,6 +99,8 @@ class CorpusConfig:
             value = getattr(self, field.name)
             if field.name not in ("documents", "seed") and not 0 <= value <= 1:
                 raise ValueError(f"{field.name}: {value} is not a share between 0 and 1")
+        if self.facts + self.checks > 1:
+            raise ValueError(f"facts + checks: the shares sum to {self.facts + self.checks}, to more than 1")
         for names in (("direct", "skip", "steps", "careful"), ("search_direct", "search_give_up", "search_full")):
             total = sum(getattr(self, name) for name in names)
             if abs(total - 1) > 1e-6:
@@ -291,11 +294,29 @@ def write_drill(rng: np.random.Generator) -> str:
     return f" {p['stop']} ".join(facts)
 
 
+def write_checks(rng: np.random.Generator) -> str:
+    """4 to 7 sums of two digits, each held against one target."""
+    language = str(rng.choice(tasks.LANGUAGES))
+    p = PHRASES[language]
+    target = int(rng.integers(3, 18))
+    lines = []
+    for _ in range(int(rng.integers(4, 8))):
+        first = int(rng.integers(1, 10))
+        fitting = [target - first] if 1 <= target - first <= 9 and rng.random() < 0.5 else list(range(1, 10))
+        second = int(rng.choice(fitting))
+        verdict = p["check"] if first + second == target else p["wrong"]
+        lines.append(f"{_word(first, language)} {_step(1, second, first + second, language)} {p['comma']} {verdict}")
+    make = "make" if language == "en" else "得"
+    return f"{make} {target} ? " + f" {p['stop']} ".join(lines)
+
+
 def write_document(rng: np.random.Generator, config: CorpusConfig) -> Document:
     """One document of a kind drawn by the shares of `config`."""
     kind = rng.random()
     if kind < config.drills * config.facts:
         return Document(write_drill(rng), "drill/facts")
+    if kind < config.drills * (config.facts + config.checks):
+        return Document(write_checks(rng), "drill/checks")
     if kind < config.drills:
         reading, key = write_reading(rng, config)
         return Document(reading, "drill/reading", key)
