@@ -24,7 +24,7 @@ from r1jax.data.errors import DataError
 from r1jax.metrics import NonFiniteError, WorkdirError, open_workdir
 from r1jax.settings import ConfigError, from_config
 from r1jax.stages import pipeline
-from r1jax.stages.interruption import Interrupted
+from r1jax.stages.interruption import SIGNALS, Interrupted
 
 STAGES: dict[str, tuple[type, Callable[[Any, pathlib.Path], None]]] = {
     **pipeline.SINGLE_STAGES,
@@ -108,7 +108,8 @@ def main(argv: Sequence[str]) -> None:
     if jax.config.values["jax_compilation_cache_dir"] is None:
         jax.config.update("jax_compilation_cache_dir", str(cache))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-    signal.signal(signal.SIGTERM, _terminate)  # outside of the stages' loops, which save first
+    for number in SIGNALS:
+        signal.signal(number, _terminate)  # outside of the stages' loops, which save first
     try:
         run(CONFIG.value, None if CHECK.value else pathlib.Path(WORKDIR.value or ""))
     except Interrupted as stop:
