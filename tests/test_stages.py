@@ -21,13 +21,14 @@ from r1jax import train
 from r1jax.checkpoint import CheckpointStore
 from r1jax.data.corpus import write_corpus
 from r1jax.data.errors import DataError
-from r1jax.metrics import read_rows
+from r1jax.metrics import StepTimer, read_rows
 from r1jax.rewards.combine import Scores
 from r1jax.rollout import Completer, load_graded
 from r1jax.settings import from_config
 from r1jax.sharding import make_mesh
-from r1jax.stages import evaluate, pretrain, rl
+from r1jax.stages import evaluate, experience, pretrain, rl
 from r1jax.stages.interruption import Interrupted
+from r1jax.stages.rl_config import InRunEvaluation
 from r1jax.types import Example, Score, Status
 
 _spec = importlib.util.spec_from_file_location(
@@ -100,12 +101,12 @@ def remembered(key: Callable[..., Any], make: Callable[..., Any]) -> Callable[..
     return get
 
 
-def completer_key(model: Any, mesh: Any, tokenizer: Any, prompt: Any, decoding: Any) -> str:
-    return repr((model, mesh, mesh.devices.tolist(), tokenizer.fingerprint, prompt, decoding))
+def completer_key(model: Any, mesh: Any, tokenizer: Any, prompt: Any, decoding: Any, group_size: int) -> str:
+    return repr((model, mesh, mesh.devices.tolist(), tokenizer.fingerprint, prompt, decoding, group_size))
 
 
 def trainer_key(config: rl.RLConfig, model: Any, mesh: Any) -> str:
-    same = dataclasses.replace(config, rollouts=1, checkpoint_every=1, evaluation=rl.InRunEvaluation())
+    same = dataclasses.replace(config, rollouts=1, checkpoint_every=1, evaluation=InRunEvaluation())
     return repr((same, model, mesh, mesh.devices.tolist()))
 
 
@@ -410,14 +411,14 @@ class FakeCompleter:
 @pytest.fixture
 def collector(
     undisturbed_rl: tuple[pathlib.Path, list[str]], tmp_path: pathlib.Path
-) -> Callable[..., tuple[rl.Collector, FakeCompleter]]:
+) -> Callable[..., tuple[experience.Collector, FakeCompleter]]:
     folder, _ = undisturbed_rl
     template = load_graded(next((folder / "rollouts").glob("*[0-9].npz")))[0].rollout
 
-    def make(config: rl.RLConfig) -> tuple[rl.Collector, FakeCompleter]:
+    def make(config: rl.RLConfig) -> tuple[experience.Collector, FakeCompleter]:
         completer: Any = FakeCompleter(template)
         batches = rl.example_iterator(rl.sources_of(config)["source"], config.seed, config.prompts)
-        return rl.Collector(config, completer, batches, tmp_path), completer
+        return experience.Collector(config, completer, batches, tmp_path), completer
 
     return make
 
@@ -433,7 +434,7 @@ def test_dynamic_sampling_draws_questions_until_enough_groups_differ(
     monkeypatch.setattr("r1jax.rollout.score_completion", score)
     config = rl_config(preset="dapo", grpo={"overlong_cache": 0}, group_size=8)
     maker, completer = collector(config)
-    graded = maker.collect(0, 0, None, rl.StepTimer())
+    graded = maker.collect(0, 0, None, StepTimer())
     assert len(graded.examples) == config.prompts
     assert len(completer.limits) > 1, "one draw gives about half of the groups"
     totals = np.array([s.total for s in graded.scores]).reshape(config.prompts, config.group_size)
@@ -443,7 +444,7 @@ def test_dynamic_sampling_draws_questions_until_enough_groups_differ(
     assert [e.id for e in again.examples] == [e.id for e in graded.examples]
     # After the stored rollout the stream of questions goes on where the draws had left it.
     fresh, _ = collector(config)
-    fresh.collect(0, 0, None, rl.StepTimer())
+    fresh.collect(0, 0, None, StepTimer())
     assert fresh.batches.get_state() == maker.batches.get_state()
 
 
@@ -454,28 +455,28 @@ def test_dynamic_sampling_without_anything_to_learn_from_says_so(
     monkeypatch.setattr("r1jax.rollout.score_completion", lambda *args: wrong)
     maker, _ = collector(rl_config(preset="dapo", grpo={"overlong_cache": 0}, max_draws=3))
     with pytest.raises(DataError, match="after max_draws = 3 draws only 0 of 4 groups"):
-        maker.collect(0, 0, None, rl.StepTimer())
+        maker.collect(0, 0, None, StepTimer())
 
 
 def test_the_response_limit_follows_its_schedule(collector: Any, graded_texts: list[str]) -> None:
     config = rl_config(length_schedule=((0, 4), (4, 8), (8, 12)))
     maker, completer = collector(config)
     for index in range(3):
-        maker.collect(index, index * config.updates_per_rollout, None, rl.StepTimer())
+        maker.collect(index, index * config.updates_per_rollout, None, StepTimer())
     assert completer.limits == [4, 8, 12]
 
 
 def test_shuffled_rewards_are_the_same_rewards_in_another_order(collector: Any, graded_texts: list[str]) -> None:
     config = rl_config(group_size=8)
     maker, _ = collector(config)
-    graded = maker.collect(0, 0, None, rl.StepTimer())
-    plain, _ = rl.rollout_rewards(graded, config, 12, (0, 0))
+    graded = maker.collect(0, 0, None, StepTimer())
+    plain, _ = experience.rollout_rewards(graded, config, 12, (0, 0))
     control = dataclasses.replace(config, shuffle_rewards=True)
-    shuffled, _ = rl.rollout_rewards(graded, control, 12, (0, 0))
+    shuffled, _ = experience.rollout_rewards(graded, control, 12, (0, 0))
     assert plain.shape == shuffled.shape == (4, 8)
     assert not np.array_equal(plain, shuffled)
     np.testing.assert_array_equal(np.sort(plain, axis=1), np.sort(shuffled, axis=1))
-    np.testing.assert_array_equal(shuffled, rl.rollout_rewards(graded, control, 12, (0, 0))[0])
+    np.testing.assert_array_equal(shuffled, experience.rollout_rewards(graded, control, 12, (0, 0))[0])
 
 
 def test_a_pipeline_skips_what_is_done(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:

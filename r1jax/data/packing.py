@@ -198,9 +198,7 @@ class PackedPolicy:
     @property
     def packed(self) -> PackedBatch:
         """The rows as a model sees them."""
-        return PackedBatch(
-            self.tokens, self.targets, self.segment_ids, self.positions, self.loss_mask, self.parent_ids
-        )
+        return PackedBatch(self.tokens, self.targets, self.segment_ids, self.positions, self.loss_mask, self.parent_ids)
 
     def scatter_to_rows(self, values: np.ndarray, fill: float = 0) -> HostArray:
         """[N, L, ...] per response token -> [R, T, ...]; `fill` where no response token is predicted."""

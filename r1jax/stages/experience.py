@@ -1,0 +1,205 @@
+"""From a policy to the batches of its next updates: collect -> advantages -> old and reference log-probs.
+
+A rollout is stored as soon as it is graded, its log-probs as soon as they are computed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from r1jax.algorithms.grpo import group_advantages, keep_informative, overlong_penalty, token_weights
+from r1jax.data import reasoning_tasks
+from r1jax.data.errors import DataError
+from r1jax.data.packing import PackedPolicy, pack_policy
+from r1jax.data.pipelines import BatchIterator
+from r1jax.data.shared_prompts import pack_shared_prompts
+from r1jax.metrics import StepTimer
+from r1jax.rewards.combine import totals_and_mask
+from r1jax.rollout import (
+    Completer,
+    GradedRollout,
+    grade,
+    join,
+    load_arrays,
+    load_graded,
+    save_arrays,
+    save_graded,
+    select_groups,
+)
+from r1jax.stages.rl_config import RLConfig
+from r1jax.types import PackedBatch, Params, PolicyBatch, Rollout
+
+ScoreFunction = Callable[[Params, PackedBatch], tuple[np.ndarray, np.ndarray]]
+"""Trainer log-probs [R, T] and chosen experts [R, T, M, A] of packed rows under given parameters."""
+
+
+@dataclasses.dataclass(frozen=True)
+class MiniBatch:
+    """One update's share of a rollout."""
+
+    rows: np.ndarray  # [n] indices of its sequences in the rollout
+    policy: PackedPolicy
+    batch: PolicyBatch
+
+
+def rollout_rewards(
+    graded: GradedRollout, config: RLConfig, limit: int, seed: tuple[int, ...]
+) -> tuple[np.ndarray, np.ndarray]:
+    """(rewards [P, G], graded [P, G]): totals with the overlong penalty, permuted within groups in the control run."""
+    totals, mask = totals_and_mask(graded.scores)
+    cache = config.grpo_config.overlong_cache
+    if cache:
+        totals = totals + np.asarray(overlong_penalty(graded.rollout.response_lengths, limit, cache))
+    rewards, mask = totals.reshape(-1, config.group_size), mask.reshape(-1, config.group_size)
+    if config.shuffle_rewards:
+        order = np.argsort(np.random.default_rng(seed).random(rewards.shape), axis=1)
+        rewards, mask = np.take_along_axis(rewards, order, 1), np.take_along_axis(mask, order, 1)
+    return rewards, mask
+
+
+class Collector:
+    """Draws questions, samples and grades answers; every graded rollout is stored before it is used."""
+
+    def __init__(
+        self, config: RLConfig, completer: Completer, batches: BatchIterator[Any], folder: pathlib.Path
+    ) -> None:
+        self.config = config
+        self.completer = completer
+        self.batches = batches
+        self.folder = folder
+        self.key = jax.random.fold_in(jax.random.key(config.seed), 1)
+
+    def path(self, index: int) -> pathlib.Path:
+        """Where rollout `index` is stored."""
+        return self.folder / f"{index:06d}.npz"
+
+    def collect(self, index: int, update: int, params: Params, timer: StepTimer) -> GradedRollout:
+        """Rollout `index`: the stored one if it exists, else a new one from `params`."""
+        if self.path(index).exists():
+            graded, extra = load_graded(self.path(index))
+            self.batches.set_state(extra["batches"])
+            return graded
+        limit = self.config.response_limit(update)
+        kept: list[GradedRollout] = []
+        for draw in range(self.config.max_draws):
+            examples = next(self.batches)
+            key = jax.random.fold_in(jax.random.fold_in(self.key, index), draw)
+            with timer("rollout"):
+                rollout, texts = self.completer.complete(params, examples, self.config.group_size, key, limit)
+            with timer("rewards"):
+                graded = grade(rollout, texts, examples, self.config.rewards, reasoning_tasks.verify)
+            if not self.config.grpo_config.dynamic_sampling:
+                kept = [graded]
+                break
+            rewards, mask = rollout_rewards(graded, self.config, limit, (self.config.seed, index))
+            kept.append(select_groups(graded, np.asarray(keep_informative(rewards, mask))))
+            if sum(len(part.examples) for part in kept) >= self.config.prompts:
+                break
+        graded = join(kept)
+        if len(graded.examples) < self.config.prompts:
+            raise DataError(
+                f"dynamic sampling: after max_draws = {self.config.max_draws} draws only {len(graded.examples)} of "
+                f"{self.config.prompts} groups have answers of different reward. Easier or harder questions, or more "
+                "draws?"
+            )
+        graded = select_groups(graded, np.arange(len(graded.examples)) < self.config.prompts)
+        extra = {"batches": self.batches.get_state(), "draws": draw + 1}
+        save_graded(self.path(index), graded, extra)
+        return graded
+
+    def forget(self, before: int) -> None:
+        """Removes the stored rollouts that no checkpoint needs any more."""
+        remove_stored(self.folder, before)
+
+
+def remove_stored(folder: pathlib.Path, before: int) -> None:
+    """Removes the numbered files below `before`."""
+    for path in folder.glob("*.npz"):
+        if int(path.name.split(".")[0]) < before:
+            path.unlink()
+
+
+def make_minibatches(
+    graded: GradedRollout, index: int, limit: int, config: RLConfig
+) -> tuple[list[MiniBatch], dict[str, float]]:
+    """Advantages, token weights and packed rows of a rollout's mini-batches; log-probs are still zero."""
+    rewards, mask = rollout_rewards(graded, config, limit, (config.seed, index))
+    grpo = config.grpo_config
+    advantages = np.asarray(group_advantages(rewards, grpo, mask)).reshape(-1)
+    included = mask.reshape(-1)
+    lengths = np.asarray(graded.rollout.response_lengths)
+    r = graded.rollout
+    order = np.random.default_rng((config.seed, 2, index)).permutation(len(lengths))
+    pack = pack_shared_prompts if config.shared_prompts else pack_policy
+    minibatches = []
+    for rows in np.split(order, config.minibatches):
+        weights = np.asarray(token_weights(lengths[rows], grpo.aggregation, float(limit), included[rows]))
+        policy = pack(
+            r.prompt_tokens[rows],
+            r.prompt_lengths[rows],
+            r.response_tokens[rows],
+            r.response_lengths[rows],
+            config.row_length,
+            config.micro_rows,
+        )
+        zeros = np.zeros(policy.tokens.shape, np.float32)
+        batch = policy.policy_batch(advantages[rows], weights, r.sampler_logprobs[rows], zeros, zeros)
+        minibatches.append(MiniBatch(rows, policy, batch))
+    flat = ~np.asarray(keep_informative(rewards, mask))
+    return minibatches, {"zero_variance_groups": float(flat.mean()), "advantage_max": float(np.abs(advantages).max())}
+
+
+def attach_logprobs(
+    minibatches: list[MiniBatch],
+    graded: GradedRollout,
+    score: ScoreFunction,
+    params: Params,
+    reference: Params,
+    path: pathlib.Path,
+) -> tuple[list[MiniBatch], dict[str, float]]:
+    """Old and reference log-probs of every mini-batch, by the policy that sampled; stored, for a stop between updates.
+
+    The metrics compare sampler and trainer: |log-prob gap| mean and max, and the share of tokens whose experts differ.
+    """
+    if path.exists():
+        arrays, metrics = load_arrays(path)
+    else:
+        arrays, gaps, differ, tokens = {}, [], 0, 0
+        for j, mini in enumerate(minibatches):
+            old, experts = score(params, mini.batch.packed)
+            arrays[f"old_{j}"] = old
+            arrays[f"ref_{j}"], _ = score(reference, mini.batch.packed)
+            on = mini.batch.packed.loss_mask > 0
+            gaps.append(np.abs(old - mini.batch.sampler_logprobs)[on])
+            differ += expert_differences(graded.rollout, mini, experts)
+            tokens += int(on.sum())
+        gap = np.concatenate(gaps)
+        metrics = {"logprob_gap_mean": float(gap.mean()), "logprob_gap_max": float(gap.max())}
+        if graded.rollout.experts is not None:
+            metrics["expert_difference"] = differ / tokens
+        save_arrays(path, arrays, metrics)
+    done = []
+    for j, mini in enumerate(minibatches):
+        on = mini.batch.packed.loss_mask > 0
+        batch = mini.batch.replace(  # type: ignore[attr-defined]
+            old_logprobs=np.where(on, arrays[f"old_{j}"], np.float32(0)),
+            ref_logprobs=np.where(on, arrays[f"ref_{j}"], np.float32(0)),
+        )
+        done.append(dataclasses.replace(mini, batch=batch))
+    return done, metrics
+
+
+def expert_differences(rollout: Rollout, mini: MiniBatch, experts: np.ndarray) -> int:
+    """Tokens for which the trainer chose another set of experts than the sampler, in any layer."""
+    if rollout.experts is None:
+        return 0
+    trained = np.sort(mini.policy.gather_from_rows(experts, fill=-1), axis=-1)
+    sampled = np.sort(np.asarray(rollout.experts)[mini.rows], axis=-1)
+    valid = mini.policy.to_responses >= 0
+    return int(np.any(trained != sampled, axis=(-1, -2))[valid].sum())
