@@ -282,7 +282,8 @@ def save_arrays(path: pathlib.Path, arrays: dict[str, np.ndarray], text: dict[st
     path.parent.mkdir(parents=True, exist_ok=True)
     buffer = io.BytesIO()
     encoded = np.frombuffer(json.dumps(text, ensure_ascii=False).encode(), np.uint8)
-    np.savez(buffer, __text__=encoded, **arrays)
+    named: Any = {"__text__": encoded, **arrays}
+    np.savez(buffer, **named)
     partial = path.with_name(path.name + ".partial")
     with partial.open("wb") as file:
         file.write(buffer.getvalue())

@@ -97,7 +97,8 @@ FIELDS: list[tuple[str, dict[str, Any], str]] = [
     (
         "misspelt nested field",
         {"pretrain": {"optimizer": {"learning_rat": 1e-3}}},
-        "steps[pretrain].config.optimizer.learning_rat: unknown field of OptimizerConfig. Did you mean 'learning_rate'?",
+        "steps[pretrain].config.optimizer.learning_rat: unknown field of OptimizerConfig. "
+        "Did you mean 'learning_rate'?",
     ),
     (
         "ill-typed field",
@@ -238,7 +239,8 @@ def test_a_response_beyond_the_context_is_refused_first(tmp_path: pathlib.Path, 
     }
     shown = refused(pipeline(**changes), tmp_path / "run", ConfigError)
     assert (
-        "steps[evaluate_base].config: prompt.width + decoding.max_new_tokens: 150 + 12 = 162 exceeds the model's context, "
+        "steps[evaluate_base].config: prompt.width + decoding.max_new_tokens: 150 + 12 = 162 exceeds the model's "
+        "context, "
         "max_positions = 160" in shown
     )
 

@@ -357,7 +357,7 @@ def test_the_run_is_over_a_mesh_of_data_fsdp_and_expert(
 
 
 def test_the_reference_is_refreshed_every_so_many_updates(undisturbed_rl: tuple[pathlib.Path, list[str]]) -> None:
-    """`reference_every` = 3 and 4 updates a rollout: in rollout 1 the reference is the start, from then on it is not."""
+    """`reference_every` = 3, 4 updates a rollout: in rollout 1 the reference is the start, from then on it is not."""
     folder, _ = undisturbed_rl
     logprobs = {index: np.load(folder / "rollouts" / f"{index:06d}.logprobs.npz") for index in stored_rollouts(folder)}
     state = saved_state(folder)

@@ -1,6 +1,6 @@
 """Pretraining of the tiny base with four ways of balancing its experts: `bias` (V3), `none`, `sequence`, `both`.
 
-    python -m r1jax.train --config=experiments/expert_balance/config.py:bias --workdir=runs/expert_balance/bias
+python -m r1jax.train --config=experiments/expert_balance/config.py:bias --workdir=runs/expert_balance/bias
 """
 
 from __future__ import annotations

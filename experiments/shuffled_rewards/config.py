@@ -1,6 +1,6 @@
 """Control of R1-Zero: the same run with the rewards shuffled within each group.
 
-    python -m r1jax.train --config=experiments/shuffled_rewards/config.py --workdir=runs/shuffled_rewards
+python -m r1jax.train --config=experiments/shuffled_rewards/config.py --workdir=runs/shuffled_rewards
 """
 
 from __future__ import annotations

@@ -166,6 +166,7 @@ class Decoder:
         routing = self.routing
         positions = jnp.maximum(jnp.arange(width)[None, :] - cache.start[:, None], 0)
         out = self._forward(params, prompts, positions, cache)
+        assert out.cache is not None
         row_of = jnp.arange(batch) // (batch // len(prompts))
         state = DecodeState(
             cache=take_rows(out.cache, row_of),

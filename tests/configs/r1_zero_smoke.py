@@ -1,4 +1,4 @@
-"""`configs/r1_zero.py:tiny` at a size that runs in seconds: for tests and for `tools/kill_test.py`. It learns nothing."""
+"""`configs/r1_zero.py:tiny` at a size that runs in seconds: for tests and `tools/kill_test.py`. It learns nothing."""
 
 from __future__ import annotations
 
