@@ -284,3 +284,14 @@ def test_layers_are_read_from_lists_and_from_names() -> None:
 def test_parts_of_a_step_exclude_rates_and_totals() -> None:
     rows = [{"step": 0, "time": {"rollout": 2.0, "update": 3.0, "tokens_per_second": 9.0, "total": 5.0}}]
     assert list(plots.time_sections(rows)) == ["update", "rollout"]
+
+
+def test_short_parts_of_a_step_are_drawn_as_one() -> None:
+    rows = [{"step": 1, "time": {"update": 5.0, "rollout": 4.0, "logprobs": 3.0, "pack": 0.5, "rewards": 0.25}}]
+    parts = plots._main_parts(np.array([1.0]), plots.time_sections(rows))
+    assert {name: float(values[0]) for name, values in parts.items()} == {
+        "update": 5.0,
+        "rollout": 4.0,
+        "logprobs": 3.0,
+        "other": 0.75,
+    }

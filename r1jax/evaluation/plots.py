@@ -28,7 +28,8 @@ INK = "#1f2933"
 MUTED = "#66717e"
 RULE = "#e3e7ec"
 LINE_COLORS = (BLUE, RED, TEAL)
-SECTIONS = ("#2166ac", "#e0a030", "#14807a", "#8e5ea2", "#c8443a", "#7b8794", "#6baed6", "#b5bd4c")
+SECTIONS = ("#2166ac", "#e0a030", "#14807a", "#7b8794")
+MAX_SECTIONS = len(SECTIONS)
 
 WIDE = (5.6, 3.5)  # inches
 SMALL = (4.4, 2.75)
@@ -90,7 +91,7 @@ RL_PANELS = (
     ),
     Panel(
         "expert_difference",
-        "Other experts, sampler to trainer",
+        "Other experts than the sampler's",
         "share of tokens",
         (("expert_difference", "different"),),
         "percent",
@@ -323,21 +324,32 @@ def time_sections(rows: Sequence[Row]) -> dict[str, Series]:
     return dict(sorted(found.items(), key=lambda item: -float(item[1].values.sum())))
 
 
+def _main_parts(steps: np.ndarray, sections: Mapping[str, Series]) -> dict[str, np.ndarray]:
+    """Seconds [steps] of the longest parts; what does not fit into one row of the legend is summed as 'other'."""
+    shown = MAX_SECTIONS if len(sections) <= MAX_SECTIONS else MAX_SECTIONS - 1
+    parts: dict[str, np.ndarray] = {}
+    for index, (name, line) in enumerate(sections.items()):
+        values = np.zeros(len(steps))
+        values[np.searchsorted(steps, line.steps)] = line.values
+        label = name.replace("_", " ") if index < shown else "other"
+        parts[label] = parts.get(label, 0.0) + values
+    return parts
+
+
 def time_figure(rows: Sequence[Row]) -> Figure | None:
     """Wall time of a step, stacked by its parts; a part that a step does not have counts as 0 s there."""
     sections = time_sections(rows)
     if not sections:
         return None
     steps = np.unique(np.concatenate([line.steps for line in sections.values()]))
-    stack = np.zeros((len(sections), len(steps)))
-    for index, line in enumerate(sections.values()):
-        stack[index, np.searchsorted(steps, line.steps)] = line.values
+    parts = _main_parts(steps, sections)
+    stack = np.stack(list(parts.values()))
     if len(steps) >= SMOOTH_FROM:
         stack = np.stack([running_mean(values, len(steps) // 40) for values in stack])
     figure, axes = _canvas(SMALL, "Wall time of a step", "seconds per part", legend=True)
-    colors = [SECTIONS[i % len(SECTIONS)] for i in range(len(sections))]
-    labels = [name.replace("_", " ") for name in sections]
-    axes.stackplot(steps, stack, labels=labels, colors=colors, step="mid" if len(steps) < 60 else None, linewidth=0)
+    axes.stackplot(
+        steps, stack, labels=list(parts), colors=SECTIONS, step="mid" if len(steps) < 60 else None, linewidth=0
+    )
     # The first step compiles; it may stand out of the picture so that the others can be read.
     totals = stack.sum(axis=0)
     axes.set_ylim(0, 1.25 * float(np.quantile(totals, 0.95)) if len(steps) > 20 else 1.05 * float(totals.max()))

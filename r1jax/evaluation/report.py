@@ -211,12 +211,15 @@ def _duration(seconds: float) -> str:
 
 
 def _stage_seconds(stage: StageRecord) -> float | None:
-    """Wall time of a stage: what its summary says, else the sum over its steps' parts."""
+    """Wall time of a stage: what its summary says, else the sum over its steps' parts or since its start."""
     said = stage.summary.get("seconds", (stage.summary.get("time") or {}).get("seconds"))
     if isinstance(said, int | float):
         return float(said)
     sections = plots.time_sections(stage.rows)
-    return sum(float(line.values.sum()) for line in sections.values()) if sections else None
+    if sections:
+        return sum(float(line.values.sum()) for line in sections.values())
+    elapsed = series(stage.rows, "time/elapsed")
+    return None if elapsed is None else elapsed.last
 
 
 def _stage_table(stages: Sequence[StageRecord]) -> str:
@@ -225,10 +228,10 @@ def _stage_table(stages: Sequence[StageRecord]) -> str:
         steps = f"{stage.rows[-1]['step']:,}" if stage.rows and stage.kind != "evaluate" else "–"
         seconds = _stage_seconds(stage)
         notes = []
-        for name, form in (("loss", "loss {:.3f}"), ("reward", "reward {:.3f}")):
-            line = series(stage.rows, name) if stage.kind != "evaluate" else None
-            if line is not None:
-                notes.append(f"{form.format(line.first)} → {line.last:.3f}")
+        name = {"pretrain": "loss", "rl": "reward"}.get(stage.kind, "")
+        line = series(stage.rows, name)
+        if line is not None:
+            notes.append(f"{name} {line.first:.3f} → {line.last:.3f}")
         if stage.summary.get("pass_at_1") is not None:
             notes.append(f"pass@1 {_pass_at_1(stage.summary)}")
         duration = "–" if seconds is None else _duration(seconds)
@@ -247,7 +250,7 @@ def _curves(stage: StageRecord, figures: Mapping[str, bytes]) -> str:
         page.picture(data, f"{stage.name}: {name}") for name, data in figures.items() if name not in WIDE_FIGURES
     )
     flat = plots.always_zero(stage.kind, stage.rows)
-    zero = f'<p class="muted">Zero at every step: {page.text(", ".join(flat).lower())}.</p>' if flat else ""
+    zero = f'<p class="muted">Zero at every step: {page.text("; ".join(flat).lower())}.</p>' if flat else ""
     return f'<h2>{title}</h2><div class="wide">{wide}</div><div class="small">{small}</div>{zero}'
 
 
