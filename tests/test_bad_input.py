@@ -26,6 +26,7 @@ from r1jax import checkpoint, train
 from r1jax.checkpoint import CheckpointStore, DiskFullError
 from r1jax.data.errors import DataError
 from r1jax.metrics import NonFiniteError, WorkdirError
+from r1jax.rollout import load_graded
 from r1jax.settings import ConfigError
 from r1jax.sharding import make_mesh
 from r1jax.stages import evaluate, pretrain, rl
@@ -409,4 +410,4 @@ def test_a_damaged_stored_rollout_is_named(tmp_path: pathlib.Path) -> None:
     path = tmp_path / "000003.npz"
     path.write_bytes(b"PK\x03\x04 half a file")
     with pytest.raises(WorkdirError, match=r"000003\.npz is damaged .*Remove it, and what it holds is made again"):
-        rl.load_graded(path)
+        load_graded(path)

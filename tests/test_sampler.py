@@ -281,7 +281,7 @@ def test_prompts_that_cannot_be_sampled_are_refused_by_name(params, sampler):
 def test_configurations_that_cannot_work_are_refused():
     with pytest.raises(ValueError, match=r"500 \+ max_new_tokens 14 = 514 exceeds the model's max_positions 512"):
         Sampler(MODEL, None, CONFIG, 500, 8)
-    with pytest.raises(ValueError, match=r"batch_size 12 does not divide into the 8 parts"):
+    with pytest.raises(ValueError, match=r"batch_size 12 is not a multiple of 8 parts of the mesh"):
         Sampler(MODEL, make_mesh(MeshConfig(data=8)), CONFIG, 8, 12)
     for field, value in (("temperature", -1.0), ("top_p", 0.0), ("top_k", -1), ("chunk", 0), ("max_new_tokens", 0)):
         with pytest.raises(ValueError, match=f"{field} is {value}"):

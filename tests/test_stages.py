@@ -101,8 +101,8 @@ def remembered(key: Callable[..., Any], make: Callable[..., Any]) -> Callable[..
     return get
 
 
-def completer_key(model: Any, mesh: Any, tokenizer: Any, prompt: Any, decoding: Any, group_size: int) -> str:
-    return repr((model, mesh, mesh.devices.tolist(), tokenizer.fingerprint, prompt, decoding, group_size))
+def completer_key(model: Any, mesh: Any, tokenizer: Any, *rest: Any, **fields: Any) -> str:
+    return repr((model, mesh, mesh.devices.tolist(), tokenizer.fingerprint, rest, fields))
 
 
 def trainer_key(config: rl.RLConfig, model: Any, mesh: Any) -> str:
@@ -159,8 +159,8 @@ def outcome(folder: pathlib.Path) -> dict[str, Any]:
 
 def params_of(folder: pathlib.Path) -> dict[str, bytes]:
     """Every leaf of the final policy as bytes."""
-    model, _ = rl.describe_source(rl.PolicySource("stage", folder.name), folder.parent)
-    policy = rl.load_policy(rl.PolicySource("stage", folder.name), folder.parent, rl.make_mesh(rl.MeshConfig()))
+    model, _ = rl.describe_source(PolicySource("stage", folder.name), folder.parent)
+    policy = rl.load_policy(PolicySource("stage", folder.name), folder.parent, rl.make_mesh(MeshConfig()))
     assert policy.model == model
     leaves = jax.tree_util.tree_leaves_with_path(policy.params)
     return {jax.tree_util.keystr(path): np.asarray(leaf).tobytes() for path, leaf in leaves}
@@ -256,11 +256,11 @@ def test_rl_stopped_and_killed_anywhere_ends_as_if_undisturbed(
     ends = run_with_stops(
         lambda: rl.run(rl_config(), folder),
         [
-            (rl, "save_graded", 1, True, kill),  # the first rollout is stored, the evaluation before it too
+            (experience, "save_graded", 1, True, kill),  # the first rollout is stored, the evaluation before it too
             (RLTrainer, "update", 2, True, terminate),  # between the updates of a rollout
             (RLTrainer, "update", 1, True, kill),  # a checkpoint in the middle of the rollout is gone on from
             (rl, "attach_logprobs", 2, False, kill),  # between rollouts, before log-probs
-            (rl, "save_graded", 1, True, terminate),  # sampled and graded, no update made
+            (experience, "save_graded", 1, True, terminate),  # sampled and graded, no update made
             (rl, "evaluate_examples", 1, False, kill),  # in the evaluation after the second rollout
             (rl, "evaluate_examples", 1, True, kill),  # evaluated, not yet written
             (rl.CheckpointStore, "save", 1, True, kill),  # right after a checkpoint
@@ -297,7 +297,7 @@ def test_evaluation_stopped_and_killed_grades_every_answer_once(base: pathlib.Pa
 
 def test_a_signal_at_the_very_end_of_a_stage_stops_what_comes_after(base: pathlib.Path, tmp_path: pathlib.Path) -> None:
     config = from_config(
-        evaluate.EvaluateConfig, stage_fields("evaluate", init={"kind": "stage", "path": str(base)}, samples=1)
+        evaluate.EvaluateConfig, stage_fields("evaluate", init={"kind": "stage", "path": str(base)}, source={"size": 4})
     )
     with pytest.MonkeyPatch.context() as patch:
         fail_at(patch, evaluate, "save_graded", 1, True, terminate)  # of one
@@ -377,8 +377,8 @@ def stored_rollouts(folder: pathlib.Path) -> list[int]:
 
 
 def saved_state(folder: pathlib.Path) -> rl.RLState:
-    mesh = rl.make_mesh(rl.MeshConfig())
-    policy = rl.load_policy(rl.PolicySource("stage", folder.name), folder.parent, mesh)
+    mesh = rl.make_mesh(MeshConfig())
+    policy = rl.load_policy(PolicySource("stage", folder.name), folder.parent, mesh)
     trainer = rl.Trainer(rl_config(), policy.model, mesh)
     abstract = rl.abstract_state(policy.model, trainer.optimizer, mesh)
     _, state, _ = CheckpointStore(folder / "checkpoints").restore(rl.RLState(abstract, abstract.params))

@@ -154,6 +154,12 @@ def _step(sign: int, number: int, result: int, language: str) -> str:
     return f"{p['plus'] if sign > 0 else p['minus']} {_word(number, language)} {p['is']} {_word(result, language)}"
 
 
+def _verdict(result: int, target: int, language: str) -> str:
+    """The target beside the result, then whether they agree: side by side a small model can compare them."""
+    p = PHRASES[language]
+    return f"{p['comma']} {_word(target, language)} ? {p['check'] if result == target else p['wrong']}"
+
+
 def _clip(total: int) -> int:
     return min(max(total, 0), tasks.MAX_TOTAL)
 
@@ -221,8 +227,9 @@ def search_pairs(question: PairSearch, author: _Author, patience: int) -> tuple[
             return f" {p['stop']} ".join(parts), f"{a} {b}"
         result = author.near(a + b) if author.rng.random() < 0.3 * author.config.error_en else a + b
         fits = result == question.target
-        verdict = p["check"] if fits else p["wrong"]
-        parts.append(f"{_word(a, language)} {_step(1, b, result, language)} {p['comma']} {verdict}")
+        parts.append(
+            f"{_word(a, language)} {_step(1, b, result, language)} {_verdict(result, question.target, language)}"
+        )
         if fits:
             return f" {p['stop']} ".join(parts), f"{a} {b}"
     a, b = question.pairs[int(author.rng.integers(len(question.pairs)))]  # every try failed, through an error
@@ -304,8 +311,9 @@ def write_checks(rng: np.random.Generator) -> str:
         first = int(rng.integers(1, 10))
         fitting = [target - first] if 1 <= target - first <= 9 and rng.random() < 0.5 else list(range(1, 10))
         second = int(rng.choice(fitting))
-        verdict = p["check"] if first + second == target else p["wrong"]
-        lines.append(f"{_word(first, language)} {_step(1, second, first + second, language)} {p['comma']} {verdict}")
+        total = first + second
+        step = _step(1, second, total, language)
+        lines.append(f"{_word(first, language)} {step} {_verdict(total, target, language)}")
     make = "make" if language == "en" else "得"
     return f"{make} {target} ? " + f" {p['stop']} ".join(lines)
 
