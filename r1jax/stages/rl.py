@@ -109,6 +109,12 @@ def score_tokens(model: Transformer, temperature: float, params: Params, packed:
     return logprobs, jnp.moveaxis(output.aux.experts, 0, 2)
 
 
+@jax.jit
+def copy_params(params: Params) -> Params:
+    """The same values in buffers of their own: an update gives the policy's buffers away."""
+    return jax.tree.map(jnp.copy, params)
+
+
 @struct.dataclass
 class RLState:
     """What a checkpoint of an RL run holds as arrays."""
@@ -256,8 +262,7 @@ class Loop:
         """(state, rollout index, updates already made on that rollout), from the last checkpoint or the start."""
         if self.store.latest() is None:
             self.writer.rewind(None)
-            copy = jax.jit(lambda params: jax.tree.map(jnp.copy, params))
-            train = state_from_params(self.trainer.optimizer, copy(self.initial), self.mesh)
+            train = state_from_params(self.trainer.optimizer, copy_params(self.initial), self.mesh)
             return RLState(train, self.initial), 0, 0
         abstract = abstract_state(self.model, self.trainer.optimizer, self.mesh)
         _, state, saved = self.store.restore(RLState(abstract, abstract.params))
@@ -297,7 +302,7 @@ class Loop:
             )
             reference = state.reference
             if config.reference_every and step % config.reference_every == 0:
-                reference = jax.jit(lambda params: jax.tree.map(jnp.copy, params))(train.params)
+                reference = copy_params(train.params)
             state = RLState(train, reference)
             seconds: dict[str, float] = {}
             if number == config.updates_per_rollout - 1:
@@ -311,9 +316,8 @@ class Loop:
                 self.save(state, index, number + 1)
                 self.interruption.stop(f"update {step} of {config.rollouts * config.updates_per_rollout}")
         self.finish_rollout(state, index)
-        return state, {name: values[name] for name in ("reward", "accuracy", "length_mean")} | {
-            "tokens_per_second": seconds["tokens_per_second"]
-        }
+        shown = {name: values[name] for name in ("reward", "accuracy", "length_mean") if name in values}
+        return state, shown | {"tokens_per_second": seconds["tokens_per_second"]}
 
     def finish_rollout(self, state: RLState, index: int) -> None:
         """Evaluates and saves where it is due, and stops where it was asked."""
