@@ -63,7 +63,7 @@ class MeshConfig:
             raise ValueError(f"mesh axis sizes must be positive, got {sizes}")
         fixed = math.prod(size for axis, size in sizes.items() if axis not in free)
         if num_devices % fixed if free else num_devices != fixed:
-            raise ValueError(f"mesh axes {sizes} do not multiply up to {num_devices} devices")
+            raise ValueError(f"mesh axes {sizes} do not multiply up to {num_devices} devices (-1 takes what is left)")
         for axis in free:
             sizes[axis] = num_devices // fixed
         return tuple(sizes[axis] for axis in MESH_AXES)

@@ -25,9 +25,10 @@ from r1jax.metrics import StepTimer, read_rows
 from r1jax.rewards.combine import Scores
 from r1jax.rollout import Completer, load_graded
 from r1jax.settings import from_config
-from r1jax.sharding import make_mesh
+from r1jax.sharding import MeshConfig, make_mesh
 from r1jax.stages import evaluate, experience, pretrain, rl
 from r1jax.stages.interruption import Interrupted
+from r1jax.stages.policy import PolicySource
 from r1jax.stages.rl_config import InRunEvaluation
 from r1jax.types import Example, Score, Status
 

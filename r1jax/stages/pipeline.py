@@ -105,8 +105,10 @@ def check(config: PipelineConfig, workdir: pathlib.Path) -> None:
 def _checked(step: Step, stage_config: Any, folder: pathlib.Path, planned: Planned) -> ModelConfig | None:
     try:
         return CHECKS[step.stage](stage_config, folder, planned)
-    except (ConfigError, DataError) as error:
-        raise type(error)(f"steps[{step.name}].config: {error}") from error
+    except DataError as error:
+        raise DataError(f"steps[{step.name}].config: {error}") from error
+    except ValueError as error:
+        raise ConfigError(f"steps[{step.name}].config: {error}") from error
 
 
 class _PromptCheck:
