@@ -295,7 +295,7 @@ def save_arrays(path: pathlib.Path, arrays: dict[str, np.ndarray], text: dict[st
 def load_arrays(path: pathlib.Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """What `save_arrays` wrote. Raises WorkdirError if the file is damaged."""
     try:
-        with np.load(path) as file:
+        with path.open("rb") as opened, np.load(opened) as file:
             text = json.loads(file["__text__"].tobytes().decode())
             return {name: file[name] for name in file.files if name != "__text__"}, text
     except (zipfile.BadZipFile, ValueError, KeyError, EOFError, zlib.error) as error:
