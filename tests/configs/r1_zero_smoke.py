@@ -44,7 +44,7 @@ def get_config(arg: str = "") -> ConfigDict:
 
 def stage_changes(long: bool) -> dict[str, dict[str, Any]]:
     """What is smaller than in `:tiny`, by kind of stage."""
-    steps = 120 if long else 10
+    steps = 60 if long else 10
     return {
         "pretrain": {
             "steps": steps,
@@ -57,7 +57,7 @@ def stage_changes(long: bool) -> dict[str, dict[str, Any]]:
             "checkpoint_every": 10 if long else 4,
         },
         "rl": {
-            "rollouts": 24 if long else 3,
+            "rollouts": 10 if long else 3,
             "source": {"size": 64},
             "decoding": DECODING,
             "prompts": 4,
@@ -70,9 +70,9 @@ def stage_changes(long: bool) -> dict[str, dict[str, Any]]:
             "reference_every": 3,
             "evaluation": {"source": {"size": 6}, "every": 4 if long else 2},
             "log_samples": 4,
-            "checkpoint_every": 4 if long else 2,
+            "checkpoint_every": 3 if long else 2,
         },
-        "evaluate": {"source": {"size": 24 if long else 8}, "samples": 4, "decoding": DECODING},
+        "evaluate": {"source": {"size": 12 if long else 8}, "samples": 4, "decoding": DECODING},
     }
 
 
