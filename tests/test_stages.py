@@ -260,8 +260,9 @@ def test_rl_stopped_and_killed_anywhere_ends_as_if_undisturbed(
             (experience, "save_graded", 1, True, kill),  # the first rollout is stored, the evaluation before it too
             (RLTrainer, "update", 2, True, terminate),  # between the updates of a rollout
             (RLTrainer, "update", 1, True, kill),  # a checkpoint in the middle of the rollout is gone on from
-            (rl, "attach_logprobs", 2, False, kill),  # between rollouts, before log-probs
+            (rl.Collector, "collect", 2, False, kill),  # between rollouts
             (experience, "save_graded", 1, True, terminate),  # sampled and graded, no update made
+            (rl, "attach_logprobs", 1, False, kill),  # before the log-probs of a stored rollout
             (rl, "evaluate_examples", 1, False, kill),  # in the evaluation after the second rollout
             (rl, "evaluate_examples", 1, True, kill),  # evaluated, not yet written
             (rl.CheckpointStore, "save", 1, True, kill),  # right after a checkpoint
