@@ -259,6 +259,11 @@ def test_a_batch_that_the_mesh_cannot_split_is_refused_first(
     assert "micro_rows: 4 rows cannot be split into 8 equal parts (mesh: data = 4, fsdp = 1, expert = 2)" in shown
 
 
+def test_a_batch_that_does_not_hold_whole_groups_is_refused_first(tmp_path: pathlib.Path, no_long_work: None) -> None:
+    shown = refused(pipeline(r1_zero={"group_size": 3, "minibatches": 1}), tmp_path / "run", ConfigError)
+    assert "decoding.batch_size: 16 rows cannot be split into 1 equal parts of whole groups of 3" in shown
+
+
 def test_a_mesh_of_another_number_of_devices_is_refused_first(
     tmp_path: pathlib.Path, no_long_work: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -344,7 +344,9 @@ def test_the_run_is_over_a_mesh_of_data_fsdp_and_expert(
     mesh = {"data": 2, "fsdp": 2, "expert": 2}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(rl, "make_mesh", make_mesh)
-        rl.run(rl_config(mesh=mesh, micro_rows=8, rollouts=1, evaluation={"every": 0}), folder)
+        rl.run(
+            rl_config(mesh=mesh, micro_rows=8, decoding={"batch_size": 32}, rollouts=1, evaluation={"every": 0}), folder
+        )
     rows, expected = read_rows(folder / "metrics.jsonl"), read_rows(reference / "metrics.jsonl")[1:5]
     assert [row["step"] for row in rows] == [1, 2, 3, 4]
     assert rows[-1]["length_mean"] == expected[-1]["length_mean"]

@@ -51,6 +51,7 @@ def check_asking(
     model: ModelConfig,
     tokenizer: Tokenizer | None,
     sources: Mapping[str, Sequence[Example]],
+    group_size: int,
 ) -> None:
     """That every prompt and its longest response fit the model's context, and a batch the mesh.
 
@@ -64,7 +65,7 @@ def check_asking(
             f"prompt.width + decoding.max_new_tokens: {prompt.width} + {decoding.max_new_tokens} = {longest} exceeds "
             f"the model's context, max_positions = {model.max_positions}"
         )
-    check_divides("decoding.batch_size", decoding.batch_size, mesh)
+    check_divides("decoding.batch_size", decoding.batch_size, mesh, group_size)
     if tokenizer is None:
         return
     for field, examples in sources.items():
@@ -74,9 +75,10 @@ def check_asking(
             raise DataError(f"{field}: {error}") from error
 
 
-def check_divides(field: str, rows: int, mesh: Mesh) -> None:
-    """That rows can be split over the devices. Raises ConfigError naming the field and the mesh."""
+def check_divides(field: str, rows: int, mesh: Mesh, group_size: int = 1) -> None:
+    """That rows can be split over the devices, in whole groups. Raises ConfigError naming the field and the mesh."""
     parts = batch_shards(mesh)
-    if rows % parts:
+    if rows % (parts * group_size):
         axes = ", ".join(f"{axis} = {mesh.shape[axis]}" for axis in BATCH_AXES)
-        raise ConfigError(f"{field}: {rows} rows cannot be split into {parts} equal parts (mesh: {axes})")
+        whole = f" of whole groups of {group_size}" if group_size > 1 else ""
+        raise ConfigError(f"{field}: {rows} rows cannot be split into {parts} equal parts{whole} (mesh: {axes})")

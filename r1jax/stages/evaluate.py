@@ -62,7 +62,9 @@ def check(config: EvaluateConfig, workdir: pathlib.Path, planned: Planned) -> No
     """Everything that can be known to be wrong before the stage starts."""
     model, tokenizer = known_policy(config.init, workdir, planned)
     examples = source_of("source", config.source)
-    check_asking(config.prompt, config.decoding, make_mesh(config.mesh), model, tokenizer, {"source": examples})
+    check_asking(
+        config.prompt, config.decoding, make_mesh(config.mesh), model, tokenizer, {"source": examples}, config.samples
+    )
 
 
 def run(config: EvaluateConfig, workdir: pathlib.Path) -> None:
@@ -70,7 +72,7 @@ def run(config: EvaluateConfig, workdir: pathlib.Path) -> None:
     mesh = make_mesh(config.mesh)
     examples = source_of("source", config.source)
     model, tokenizer = describe_source(config.init, workdir)
-    check_asking(config.prompt, config.decoding, mesh, model, tokenizer, {"source": examples})
+    check_asking(config.prompt, config.decoding, mesh, model, tokenizer, {"source": examples}, config.samples)
     policy = load_policy(config.init, workdir, mesh)
     prompts = encode_prompts(examples, policy.tokenizer, config.prompt)
     completer = Completer(

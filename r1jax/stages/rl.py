@@ -203,7 +203,7 @@ def check_fit(
     if len(sources["source"]) < config.prompts:
         raise ConfigError(f"source: {len(sources['source'])} examples are fewer than prompts = {config.prompts}")
     check_divides("micro_rows", config.micro_rows, mesh)
-    check_asking(config.prompt, config.decoding, mesh, model, tokenizer, sources)
+    check_asking(config.prompt, config.decoding, mesh, model, tokenizer, sources, config.group_size)
 
 
 class Loop:
