@@ -28,7 +28,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import rich.console
-import rich.panel
 from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
@@ -418,4 +417,6 @@ def _is_disk_full(error: BaseException | None) -> bool:
 
 def _announce(message: str) -> None:
     _log.warning(message)
-    rich.console.Console(stderr=True).print(rich.panel.Panel(message, title="damaged checkpoint", style="bold red"))
+    # Not wrapped: the path must be there in one piece to be copied.
+    console = rich.console.Console(stderr=True)
+    console.print(f"damaged checkpoint: {message}", style="bold red", markup=False, soft_wrap=True)

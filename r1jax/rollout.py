@@ -23,13 +23,13 @@ from jax.sharding import Mesh
 from r1jax.data.errors import DataError
 from r1jax.data.templates import TEMPLATES, render_prompt
 from r1jax.data.tokenizer import Tokenizer
-from r1jax.metrics import WorkdirError
 from r1jax.model.config import ModelConfig
 from r1jax.rewards.combine import RewardConfig, Scores, VerifyFunction, score_completion
 from r1jax.rewards.language import reflection_count
 from r1jax.sampling.decode import SamplingConfig
 from r1jax.sampling.sampler import Sampler, left_pad
 from r1jax.types import Array, Example, Params, Rollout, Score, Status
+from r1jax.workdir import WorkdirError
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,10 +21,11 @@ from ml_collections import ConfigDict, config_flags
 
 from r1jax.checkpoint import CheckpointError
 from r1jax.data.errors import DataError
-from r1jax.metrics import NonFiniteError, WorkdirError, open_workdir
+from r1jax.metrics import NonFiniteError
 from r1jax.settings import ConfigError, from_config
 from r1jax.stages import pipeline
 from r1jax.stages.interruption import SIGNALS, Interrupted
+from r1jax.workdir import WorkdirError, open_workdir
 
 STAGES: dict[str, tuple[type, Callable[[Any, pathlib.Path], None]]] = {
     **pipeline.SINGLE_STAGES,

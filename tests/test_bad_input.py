@@ -25,11 +25,12 @@ from ml_collections import ConfigDict
 from r1jax import checkpoint, train
 from r1jax.checkpoint import CheckpointStore, DiskFullError
 from r1jax.data.errors import DataError
-from r1jax.metrics import NonFiniteError, WorkdirError
+from r1jax.metrics import NonFiniteError
 from r1jax.rollout import load_graded
 from r1jax.settings import ConfigError
 from r1jax.sharding import make_mesh
 from r1jax.stages import evaluate, pretrain, rl
+from r1jax.workdir import WorkdirError
 
 _spec = importlib.util.spec_from_file_location(
     "r1_zero_smoke", pathlib.Path(__file__).parent / "configs" / "r1_zero_smoke.py"

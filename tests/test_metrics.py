@@ -18,12 +18,10 @@ from r1jax.metrics import (
     NonFiniteError,
     Progress,
     StepTimer,
-    WorkdirError,
     check_finite,
-    open_workdir,
     read_rows,
-    write_atomically,
 )
+from r1jax.workdir import WorkdirError, open_workdir, write_atomically
 
 
 def without_time(path):

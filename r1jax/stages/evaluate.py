@@ -19,7 +19,7 @@ from r1jax.data import reasoning_tasks
 from r1jax.data.sources import SourceConfig
 from r1jax.evaluation.estimators import summarize
 from r1jax.evaluation.evaluator import evaluation_of
-from r1jax.metrics import MetricWriter, Progress, write_atomically
+from r1jax.metrics import MetricWriter, Progress
 from r1jax.rewards.combine import RewardConfig
 from r1jax.rollout import (
     Completer,
@@ -36,6 +36,7 @@ from r1jax.sharding import MeshConfig, make_mesh
 from r1jax.stages.checks import Planned, check_asking, known_policy, source_of
 from r1jax.stages.interruption import Interruption
 from r1jax.stages.policy import PolicySource, describe_source, load_policy
+from r1jax.workdir import write_atomically
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,12 +18,12 @@ import rich.console
 from r1jax.data.errors import DataError
 from r1jax.data.tokenizer import Tokenizer
 from r1jax.evaluation.report import write_report
-from r1jax.metrics import open_workdir
 from r1jax.model.config import ModelConfig
 from r1jax.rollout import encode_prompts
 from r1jax.settings import ConfigError, from_config
 from r1jax.stages import evaluate, pretrain, rl
 from r1jax.stages.checks import Planned, source_of
+from r1jax.workdir import open_workdir
 
 Stage = tuple[type, Callable[[Any, pathlib.Path], None]]
 

@@ -12,13 +12,13 @@ from jax.sharding import Mesh
 
 from r1jax.checkpoint import CheckpointStore
 from r1jax.data.tokenizer import SENTENCEPIECE_FILE, HuggingFaceTokenizer, SentencePieceTokenizer, Tokenizer
-from r1jax.metrics import write_atomically
 from r1jax.model.config import ModelConfig
 from r1jax.model.presets import get_preset
 from r1jax.settings import ConfigError, from_config
 from r1jax.stages.state import placed_abstract_params
 from r1jax.types import Params
 from r1jax.weights.gguf import GGUFFile, gguf_config, gguf_tokenizer, load_gguf, locate_smollm2
+from r1jax.workdir import write_atomically
 
 
 @dataclasses.dataclass(frozen=True)

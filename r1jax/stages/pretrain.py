@@ -28,7 +28,7 @@ from r1jax.data.corpus import CorpusConfig, Document, write_corpus
 from r1jax.data.packing import Documents, split_microbatches
 from r1jax.data.pipelines import BatchIterator, packed_iterator
 from r1jax.data.tokenizer import SentencePieceTokenizer, Tokenizer, train_sentencepiece
-from r1jax.metrics import CompileCounter, MetricWriter, Progress, check_finite, read_rows, write_atomically
+from r1jax.metrics import CompileCounter, MetricWriter, Progress, check_finite, read_rows
 from r1jax.model.config import ModelConfig
 from r1jax.model.heads import unembedding
 from r1jax.model.outputs import Output
@@ -49,6 +49,7 @@ from r1jax.stages.state import (
     forward,
 )
 from r1jax.types import Array, PackedBatch, Params
+from r1jax.workdir import write_atomically
 
 
 @dataclasses.dataclass(frozen=True)

@@ -36,7 +36,7 @@ from r1jax.data.packing import split_microbatches
 from r1jax.data.pipelines import BatchIterator, example_iterator
 from r1jax.data.tokenizer import Tokenizer
 from r1jax.evaluation.evaluator import evaluate_examples
-from r1jax.metrics import CompileCounter, MetricWriter, Progress, StepTimer, check_finite, write_atomically
+from r1jax.metrics import CompileCounter, MetricWriter, Progress, StepTimer, check_finite
 from r1jax.model.config import ModelConfig
 from r1jax.model.heads import unembedding
 from r1jax.model.outputs import Output
@@ -66,6 +66,7 @@ from r1jax.stages.state import (
     state_from_params,
 )
 from r1jax.types import Array, Example, PackedBatch, Params, PolicyBatch
+from r1jax.workdir import write_atomically
 
 
 def policy_gradients(

@@ -1,0 +1,75 @@
+"""The folder of a run: made with its configuration, and only ever used with it again."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+
+class WorkdirError(ValueError):
+    """The work directory belongs to another run, or its files are not what the checkpoint says."""
+
+
+def open_workdir(workdir: str | os.PathLike[str], config: Mapping[str, Any] | str) -> pathlib.Path:
+    """Makes the directory with its config.json, or makes sure that it was made by the same config.
+
+    Args:
+        workdir: directory of the run.
+        config: the resolved configuration, as a mapping or as JSON text.
+
+    Raises:
+        WorkdirError: the directory holds another configuration; every differing field is listed.
+    """
+    workdir = pathlib.Path(workdir)
+    text = config if isinstance(config, str) else json.dumps(config)
+    ours = json.loads(text)
+    path = workdir / "config.json"
+    if not path.exists():
+        if jax.process_index() == 0:
+            workdir.mkdir(parents=True, exist_ok=True)
+            write_atomically(path, json.dumps(ours, indent=2, ensure_ascii=False) + "\n")
+        return workdir
+    try:
+        theirs = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise WorkdirError(f"{path} is not JSON ({error}); was the directory made by another program?") from error
+    # Compared as JSON text: nan equals nan, and 1 differs from 1.0 and true.
+    old, new = _flatten(theirs), _flatten(ours)
+    lines = [
+        f"  {name}: {old.get(name, 'absent')} there, {new.get(name, 'absent')} now"
+        for name in sorted(old.keys() | new.keys())
+        if old.get(name) != new.get(name)
+    ]
+    if lines:
+        advice = "Choose another --workdir, or restore these fields:"
+        raise WorkdirError("\n".join([f"{workdir} was made by another config. {advice}", *lines]))
+    return workdir
+
+
+def write_atomically(path: str | os.PathLike[str], text: str) -> None:
+    """Writes a text file that is whole or not there, whenever the process is killed."""
+    path = pathlib.Path(path)
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def _flatten(value: Any, path: str = "") -> dict[str, str]:
+    """Dotted path -> JSON text of every field."""
+    if isinstance(value, list) and any(isinstance(item, dict) for item in value):
+        # A list of records: by their names where they have one, so that a message does not show them whole.
+        names = [item.get("name", i) if isinstance(item, dict) else i for i, item in enumerate(value)]
+        parts = [_flatten(item, f"{path}[{name}]") for name, item in zip(names, value, strict=True)]
+        return {name: item for part in parts for name, item in part.items()}
+    if isinstance(value, dict) and value:
+        parts = [_flatten(item, f"{path}.{name}" if path else name) for name, item in value.items()]
+        return {name: item for part in parts for name, item in part.items()}
+    return {path: json.dumps(value, ensure_ascii=False)}
