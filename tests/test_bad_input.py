@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import importlib.util
 import json
@@ -41,10 +42,23 @@ smoke = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(smoke)
 
 
+TRAINER = pretrain.Trainer
+TRAINERS: dict[str, Any] = {}
+
+
+def remembered_trainer(config: pretrain.PretrainConfig, model: Any, mesh: Any) -> Any:
+    """One compiled trainer for all tests: how many steps it will be asked for is nothing to it."""
+    name = repr((dataclasses.replace(config, steps=1), model, mesh))
+    if name not in TRAINERS:
+        TRAINERS[name] = TRAINER(config, model, mesh)
+    return TRAINERS[name]
+
+
 @pytest.fixture(autouse=True)
 def one_device(monkeypatch: pytest.MonkeyPatch) -> None:
     for stage in (pretrain, rl, evaluate):
         monkeypatch.setattr(stage, "make_mesh", partial(make_mesh, devices=jax.devices()[:1]))
+    monkeypatch.setattr(pretrain, "Trainer", remembered_trainer)
 
 
 @pytest.fixture
@@ -321,7 +335,7 @@ def one_stage(**changes: Any) -> ConfigDict:
 @pytest.fixture
 def at_update(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int, Callable[..., Any]], None]]:
     """Puts a function in the way of the n-th update of the test: it gets the result and may change it."""
-    original = pretrain.Trainer.update
+    original = TRAINER.update
 
     def install(number: int, change: Callable[..., Any]) -> None:
         calls: list[int] = []
@@ -331,10 +345,10 @@ def at_update(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int, Callab
             state, metrics = original(self, state, batch)
             return change(state, metrics) if len(calls) == number else (state, metrics)
 
-        monkeypatch.setattr(pretrain.Trainer, "update", update)
+        monkeypatch.setattr(TRAINER, "update", update)
 
     yield install
-    monkeypatch.setattr(pretrain.Trainer, "update", original)
+    monkeypatch.setattr(TRAINER, "update", original)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_at_its_step_with_the_data(

@@ -20,9 +20,13 @@ import subprocess
 import sys
 import time
 
+import jax
 import numpy as np
 import rich.console
 import rich.table
+
+from r1jax.sharding import MeshConfig, make_mesh
+from r1jax.stages.policy import PolicySource, load_policy
 
 POLL_SECONDS = 0.05
 STARTING_SECONDS = 30.0
@@ -186,13 +190,8 @@ def print_comparison(undisturbed: pathlib.Path, disturbed: pathlib.Path, console
 
 def parameters(folder: pathlib.Path) -> str:
     """SHA-256 of the names, shapes and bytes of the final policy; empty if the stage leaves none."""
-    from r1jax.sharding import MeshConfig, make_mesh
-    from r1jax.stages.policy import PolicySource, load_policy
-
     if not (folder / "model").is_dir():
         return ""
-    import jax
-
     policy = load_policy(PolicySource("stage", folder.name), folder.parent, make_mesh(MeshConfig()))
     digest = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(policy.params):
