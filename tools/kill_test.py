@@ -29,7 +29,7 @@ from r1jax.sharding import MeshConfig, make_mesh
 from r1jax.stages.policy import PolicySource, load_policy
 
 POLL_SECONDS = 0.05
-STARTING_SECONDS = 30.0
+STARTING_SECONDS = 8.0  # programs are in the compilation cache by then: longer, and the run may be over
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +56,9 @@ def main() -> int:
     names = [name for name in stages_of(undisturbed) if not arguments.stages or name in arguments.stages]
     kills = run_with_kills(arguments, disturbed, undisturbed, names, console)
     print_kills(kills, console)
+    if len(kills) < arguments.kills:
+        console.print(f"only {len(kills)} of {arguments.kills} kills fell into the run: take a longer config")
+        return 2
     return print_comparison(undisturbed, disturbed, console)
 
 

@@ -66,7 +66,8 @@ def stage_changes(long: bool) -> dict[str, dict[str, Any]]:
             "inner_epochs": 2,
             "row_length": 64,
             "micro_rows": 4,
-            # Nothing it writes is right: in a long run the length makes the difference, so that there is something to learn.
+            # Nothing it writes is right: in a long run the length makes the difference, so that there is something
+            # to learn.
             "grpo": {"overlong_cache": 8 if long else 0},
             "optimizer": {"warmup_steps": 1},
             "reference_every": 3,
