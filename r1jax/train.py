@@ -98,7 +98,8 @@ def _jsonable(value: Any) -> Any:
 
 def main(argv: Sequence[str]) -> None:
     """Parses the command line, runs, and says in one line what went wrong where it is the user's to mend."""
-    logging.set_verbosity(logging.WARNING)  # orbax tells of every file it opens
+    # Orbax tells of every file it opens, and logs with three tracebacks what it raises as well (a full disk).
+    logging.set_verbosity(logging.WARNING if DEBUG.value else logging.FATAL)
     console = rich.console.Console(stderr=True)
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments {argv[1:]}")
@@ -114,7 +115,7 @@ def main(argv: Sequence[str]) -> None:
     try:
         run(CONFIG.value, None if CHECK.value else pathlib.Path(WORKDIR.value or ""))
     except Interrupted as stop:
-        console.print(str(stop), style="yellow", highlight=False)
+        console.print(str(stop), style="yellow", highlight=False, soft_wrap=True)
         sys.exit(143)
     except USER_ERRORS as error:
         if DEBUG.value:
