@@ -13,6 +13,7 @@ import pathlib
 import zipfile
 import zlib
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -20,11 +21,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from r1jax.data import reasoning_tasks
 from r1jax.data.errors import DataError
 from r1jax.data.templates import TEMPLATES, render_prompt
 from r1jax.data.tokenizer import Tokenizer
 from r1jax.model.config import ModelConfig
-from r1jax.rewards.combine import RewardConfig, Scores, VerifyFunction, score_completion
+from r1jax.rewards.combine import RewardConfig, Scores, score_completion
 from r1jax.rewards.language import reflection_count
 from r1jax.sampling.decode import SamplingConfig
 from r1jax.sampling.sampler import Sampler, left_pad
@@ -149,14 +151,8 @@ class Completer:
         prompts = encode_prompts(examples, self.tokenizer, self.prompt)
         tokens, lengths = left_pad([p for p in prompts for _ in range(samples)], self.prompt.width)
         keys = _fold_in_each(key, jnp.arange(len(lengths)))
-        size = self.decoding.batch_size
-        parts = [
-            self.sampler.sample(
-                params, tokens[at : at + size], lengths[at : at + size], keys[at : at + size], max_new_tokens=limit
-            )
-            for at in range(0, len(lengths), size)
-        ]
-        rollout = jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
+        # All rows in one call: the sampler regroups unfinished ones across its blocks.
+        rollout = self.sampler.sample(params, tokens, lengths, keys, max_new_tokens=limit)
         texts = tuple(
             self.tokenizer.decode(row[:n].tolist())
             for row, n in zip(rollout.response_tokens, rollout.response_lengths, strict=True)
@@ -169,9 +165,9 @@ def grade(
     texts: tuple[str, ...],
     examples: Sequence[Example],
     rewards: RewardConfig,
-    verify: VerifyFunction | None,
 ) -> GradedRollout:
-    """Scores every completion by the rules of `rewards`."""
+    """Scores every completion by the rules of `rewards`; reasoning-gym's questions by their own verifier."""
+    verify = partial(reasoning_tasks.verify, partial_credit=rewards.partial_credit)
     samples = len(texts) // len(examples)
     scores = tuple(score_completion(text, examples[i // samples], rewards, verify) for i, text in enumerate(texts))
     return GradedRollout(rollout, tuple(examples), texts, scores)

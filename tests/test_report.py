@@ -137,7 +137,7 @@ def fake_workdir(root: Path, pretrain_steps: int = 150, rl_steps: int = 37) -> P
     for name, kind in zip(names, ("pretrain", "evaluate", "rl", "evaluate"), strict=True):
         (root / name).mkdir(parents=True)
         (root / name / "config.json").write_text(
-            json.dumps({"stage": kind, "seed": 0, "evaluation": {"samples": 4}}), encoding="utf-8"
+            json.dumps({"stage": kind, "seed": 0, "group_size": 4}), encoding="utf-8"
         )
     write_jsonl(root / "1_pretrain/metrics.jsonl", pretrain_rows(pretrain_steps, rng))
     write_jsonl(root / "3_rl/metrics.jsonl", rl_rows(rl_steps, rng))

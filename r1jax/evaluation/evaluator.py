@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from r1jax.data import reasoning_tasks
 from r1jax.evaluation.estimators import Evaluation, summarize
 from r1jax.rewards.answer import extract_final_answer
 from r1jax.rewards.combine import RewardConfig
@@ -35,7 +34,7 @@ def evaluate_examples(
         graded, _ = load_graded(store)
     else:
         rollout, texts = completer.complete(params, examples, samples, key)
-        graded = grade(rollout, texts, examples, rewards, reasoning_tasks.verify)
+        graded = grade(rollout, texts, examples, rewards)
         save_graded(store, graded, {})
     return summarize(evaluation_of([graded]))
 

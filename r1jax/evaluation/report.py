@@ -133,8 +133,8 @@ LINES = (
 
 
 def _inner_k(stage: StageRecord) -> int | None:
-    """Samples per question of the evaluations inside an RL stage."""
-    return (stage.config.get("evaluation") or {}).get("samples")
+    """Samples per question of the evaluations inside an RL stage: as many as in training."""
+    return stage.config.get("group_size")
 
 
 def evaluations(stages: Sequence[StageRecord]) -> list[Measured]:

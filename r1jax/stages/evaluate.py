@@ -15,7 +15,6 @@ import time
 
 import jax
 
-from r1jax.data import reasoning_tasks
 from r1jax.data.sources import SourceConfig
 from r1jax.evaluation.estimators import summarize
 from r1jax.evaluation.evaluator import evaluation_of
@@ -93,7 +92,7 @@ def run(config: EvaluateConfig, workdir: pathlib.Path) -> None:
                 rollout, texts = completer.complete(
                     policy.params, batch, config.samples, jax.random.fold_in(key, start)
                 )
-                graded = grade(rollout, texts, batch, config.rewards, reasoning_tasks.verify)
+                graded = grade(rollout, texts, batch, config.rewards)
                 save_graded(path, graded, {})
             parts.append(graded)
             done = start + len(batch)

@@ -14,7 +14,6 @@ import jax
 import numpy as np
 
 from r1jax.algorithms.grpo import group_advantages, keep_informative, overlong_penalty, token_weights
-from r1jax.data import reasoning_tasks
 from r1jax.data.errors import DataError
 from r1jax.data.packing import PackedPolicy, pack_policy
 from r1jax.data.pipelines import BatchIterator
@@ -93,7 +92,7 @@ class Collector:
             with timer("rollout"):
                 rollout, texts = self.completer.complete(params, examples, self.config.group_size, key, limit)
             with timer("rewards"):
-                graded = grade(rollout, texts, examples, self.config.rewards, reasoning_tasks.verify)
+                graded = grade(rollout, texts, examples, self.config.rewards)
             if not self.config.grpo_config.dynamic_sampling:
                 kept = [graded]
                 break
