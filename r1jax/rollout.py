@@ -26,7 +26,7 @@ from r1jax.data.errors import DataError
 from r1jax.data.templates import TEMPLATES, render_prompt
 from r1jax.data.tokenizer import Tokenizer
 from r1jax.model.config import ModelConfig
-from r1jax.rewards.combine import RewardConfig, Scores, score_completion
+from r1jax.rewards.combine import RewardConfig, Scores, score_completion, summarize
 from r1jax.rewards.language import reflection_count
 from r1jax.sampling.decode import SamplingConfig
 from r1jax.sampling.sampler import Sampler, left_pad
@@ -197,21 +197,13 @@ def join(parts: Sequence[GradedRollout]) -> GradedRollout:
 def measure(graded: GradedRollout) -> dict[str, float]:
     """Metrics of a rollout: mean total and rewards, lengths, truncation, reflection words, grades that failed."""
     lengths = np.asarray(graded.rollout.response_lengths)
-    totals = [s.total for s in graded.scores if s.total is not None]
-    metrics = {
-        "reward": float(np.mean(totals)) if totals else float("nan"),
+    return summarize(graded.scores) | {
         "length_mean": float(lengths.mean()),
         "length_std": float(lengths.std()),
         "length_max": float(lengths.max()),
         "truncation_rate": float(1.0 - np.mean(graded.rollout.finished)),
-        "ungradable": float(sum(not s.graded for s in graded.scores)),
         "reflection_words": float(np.mean([reflection_count(text) for text in graded.texts])),
     }
-    for name in graded.scores[0].parts:
-        values = [s.parts[name].value for s in graded.scores if s.parts[name].graded]
-        if values:
-            metrics[name] = float(np.mean(values))
-    return metrics
 
 
 def sample_row(graded: GradedRollout, index: int, step: int, prompt: PromptConfig) -> dict[str, Any]:

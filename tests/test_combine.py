@@ -154,11 +154,12 @@ def test_ungraded_completions_are_masked_and_counted() -> None:
     np.testing.assert_array_equal(totals, np.array([2, 1, np.nan, np.nan, 0], np.float32))
     metrics = summarize(batch)
     assert metrics["reward"] == 1.0  # of 2, 1 and 0
-    assert metrics["reward/accuracy"] == pytest.approx(1 / 3)  # of 1, 0 and 0
-    assert metrics["reward/format"] == pytest.approx(4 / 5)
+    assert metrics["accuracy"] == pytest.approx(1 / 3)  # of 1, 0 and 0
+    assert metrics["format"] == pytest.approx(4 / 5)
     assert metrics["ungradable/accuracy"] == 1
     assert metrics["timed_out/accuracy"] == 1
     assert metrics["ungradable/format"] == 0
+    assert metrics["ungradable"] == 2
 
 
 def test_a_batch_without_a_grade_has_no_mean() -> None:

@@ -155,28 +155,6 @@ def group_advantages(rewards: ArrayLike, config: GRPOConfig, graded: ArrayLike |
     return jnp.where(informative, centered, 0.0)
 
 
-def reward_metrics(rewards: ArrayLike, graded: ArrayLike | None = None) -> Metrics:
-    """Means over a rollout's [P, G] rewards, to be logged beside the loss.
-
-    reward_mean (graded responses), reward_std (population std within a group, mean over groups), zero_variance (share
-    of groups without an advantage), all_best (share of groups without one whose reward is the rollout's highest),
-    ungradable (count of responses).
-    """
-    rewards, mask = _rewards_and_mask(rewards, graded)
-    count = jnp.sum(mask, axis=1)
-    mean = jnp.sum(jnp.where(mask, rewards, 0.0), axis=1) / jnp.maximum(count, 1)
-    squares = jnp.sum(jnp.where(mask, jnp.square(rewards - mean[:, None]), 0.0), axis=1)
-    flat = ~keep_informative(rewards, mask)
-    best = jnp.max(jnp.where(mask, rewards, -jnp.inf), axis=1)
-    return {
-        "reward_mean": jnp.sum(jnp.where(mask, rewards, 0.0)) / jnp.maximum(jnp.sum(mask), 1),
-        "reward_std": jnp.mean(jnp.sqrt(squares / jnp.maximum(count, 1))),
-        "zero_variance": jnp.mean(flat.astype(jnp.float32)),
-        "all_best": jnp.mean((flat & (count > 0) & (best >= jnp.max(best))).astype(jnp.float32)),
-        "ungradable": jnp.sum(~mask).astype(jnp.float32),
-    }
-
-
 def overlong_penalty(lengths: ArrayLike, max_length: int, cache: int) -> Array:
     """DAPO's soft punishment of long responses (2503.14476 eq. 13), added to the reward: int lengths -> float32.
 

@@ -115,16 +115,16 @@ def totals_and_mask(scores: Sequence[Scores]) -> tuple[np.ndarray, np.ndarray]:
 
 def summarize(scores: Sequence[Scores]) -> dict[str, float]:
     """Metrics of a batch: the mean of the total and of each reward over the completions that were graded (left out if
-    none was), and how many were ungradable and timed out."""
-    metrics: dict[str, float] = {}
+    none was); under "ungradable" how many have no total, and per reward how many were ungradable and timed out."""
+    metrics = {"ungradable": float(sum(not score.graded for score in scores))}
     totals = [score.total for score in scores if score.total is not None]
     if totals:
         metrics["reward"] = float(np.mean(totals))
-    for name in REWARDS:
+    for name in scores[0].parts:
         values = [score.parts[name].value for score in scores if score.parts[name].graded]
         if values:
-            metrics[f"reward/{name}"] = float(np.mean(values))
+            metrics[name] = float(np.mean(values))
     for status in (Status.UNGRADABLE, Status.TIMED_OUT):
-        for name in REWARDS:
+        for name in scores[0].parts:
             metrics[f"{status.value}/{name}"] = float(sum(score.parts[name].status is status for score in scores))
     return metrics
