@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import IO, Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import rich.console
 import rich.progress
@@ -282,6 +283,22 @@ class StepTimer:
         seconds = self._seconds | {"step": now - self._began}
         self._seconds, self._began = {}, now
         return seconds
+
+
+def matrix_product_rate(dtype: str, size: int = 1024, repeats: int = 7) -> float:
+    """Floating point operations per second of a [size, size] matrix product on one device: the best of `repeats`.
+
+    What the parts of a step are held against; the data sheet of a CPU says little about what a program can reach.
+    """
+    matrix = jnp.full((size, size), 1.0 / size, dtype)
+    product = jax.jit(jnp.matmul)
+    jax.block_until_ready(product(matrix, matrix))
+    best = math.inf
+    for _ in range(repeats):
+        began = time.perf_counter()
+        jax.block_until_ready(product(matrix, matrix))
+        best = min(best, time.perf_counter() - began)
+    return 2.0 * size**3 / best
 
 
 class CompileCounter:

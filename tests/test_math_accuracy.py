@@ -259,6 +259,7 @@ def test_gold_text_follows_the_layouts_of_gsm8k_and_math() -> None:
 def test_answer_keys_join_equal_answers_and_only_those() -> None:
     assert {answer_key(text) for text in ("0.5", "1/2", r"\boxed{\frac{1}{2}}", ".50", "$0.5$")} == {"1/2"}
     assert answer_key("3 8") == answer_key("3, 8") != answer_key("8 3")
+    assert answer_key("3 8", any_order=True) == answer_key("8, 3", any_order=True) != answer_key("8 8", any_order=True)
     assert answer_key("no idea") == answer_key(" no  idea ") != answer_key("No idea")
     assert len({answer_key(text) for text in ("B", "2", "two", "(2, 3)", "2 3", "[2, 3)")}) == 6
 

@@ -1,12 +1,12 @@
 """Kills a run again and again at random moments and checks that it ends as if nothing had happened.
 
     python tools/kill_test.py --config=tests/configs/r1_zero_smoke.py:long --workdir=runs/kill_test --kills=10
-    python tools/kill_test.py --config=configs/r1_zero.py:tiny --workdir=runs/kill_test_tiny --kills=10
+    python tools/kill_test.py --config=configs/r1_zero.py:tiny --workdir=runs/kill_test_tiny --undisturbed=runs/r1_zero
 
-The config is first run to its end undisturbed, then again with SIGKILL at moments drawn from `--seed`; a killed run is
-started again with the same command. Compared: the final parameters of every stage bit by bit, metrics.jsonl without the
-clock ("time"), samples.jsonl byte by byte. Kills are spread over the stages of `--stages`; what the others do is
-undisturbed. The exit status is 0 if everything is equal.
+The config is first run to its end undisturbed, unless `--undisturbed` names a run of it, then again with SIGKILL at
+moments drawn from `--seed`; a killed run is started again with the same command. Compared: the final parameters of
+every stage bit by bit, metrics.jsonl without the clock ("time"), samples.jsonl byte by byte. Kills are spread over the
+stages of `--stages`; what the others do is undisturbed. The exit status is 0 if everything is equal.
 """
 
 from __future__ import annotations
@@ -46,12 +46,13 @@ def main() -> int:
     """Runs, kills, compares and prints a table."""
     arguments = parse_arguments()
     console = rich.console.Console(soft_wrap=True)
-    undisturbed, disturbed = arguments.workdir / "undisturbed", arguments.workdir / "killed"
-    if undisturbed.exists() or disturbed.exists():
+    own, disturbed = arguments.workdir / "undisturbed", arguments.workdir / "killed"
+    if own.exists() or disturbed.exists():
         console.print(f"{arguments.workdir} holds an earlier kill test: choose another --workdir")
         return 2
+    undisturbed = arguments.undisturbed or own
     began = time.monotonic()
-    run_to_end(arguments.config, undisturbed)
+    run_to_end(arguments.config, undisturbed)  # of a finished run it checks that it is one, and of this config
     console.print(f"undisturbed run: {time.monotonic() - began:.0f} s")
     names = [name for name in stages_of(undisturbed) if not arguments.stages or name in arguments.stages]
     kills = run_with_kills(arguments, disturbed, undisturbed, names, console)
@@ -67,6 +68,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", required=True, help="as for r1jax.train; a pipeline")
     parser.add_argument("--workdir", type=pathlib.Path, required=True)
+    parser.add_argument("--undisturbed", type=pathlib.Path, help="a run of the config; default: it is made first")
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(

@@ -14,7 +14,7 @@ from r1jax.rewards.combine import RewardConfig
 from r1jax.rewards.language import language_share, reflection_count, thought_of
 from r1jax.rewards.math_accuracy import answer_key
 from r1jax.rollout import Completer, GradedRollout, grade, load_graded, save_graded
-from r1jax.types import Array, Example, Params
+from r1jax.types import Array, Example, Params, Score
 
 
 def evaluate_examples(
@@ -52,13 +52,14 @@ def evaluation_of(parts: Sequence[GradedRollout]) -> Evaluation:
 
     accuracies = [score.parts["accuracy"] for score in scores]
     shares = [language_share(thought_of(text), examples[i // samples].language) for i, text in enumerate(texts)]
-    answers = [_majority_key(text, examples[i // samples]) for i, text in enumerate(texts)]
+    graded = table([a.graded for a in accuracies], bool)
+    answers = [_vote(text, examples[i // samples], accuracies[i]) for i, text in enumerate(texts)]
     steps = [example.metadata.get("steps") for example in examples]
     return Evaluation(
-        correct=table([a.graded and a.value >= 1.0 for a in accuracies], bool),
-        graded=table([a.graded for a in accuracies], bool),
+        correct=table([is_right(a) for a in accuracies], bool),
+        graded=graded,
         answers=[answers[i : i + samples] for i in range(0, len(answers), samples)],
-        gold=[_gold_key(example) for example in examples],
+        gold=[RIGHT if any(row) else None for row in graded],
         lengths=table(np.concatenate([p.rollout.response_lengths for p in parts]), np.int64),
         finished=table(np.concatenate([p.rollout.finished for p in parts]), bool),
         format=table([s.parts["format"].value for s in scores], np.float64),
@@ -68,17 +69,18 @@ def evaluation_of(parts: Sequence[GradedRollout]) -> Evaluation:
     )
 
 
-def _majority_key(text: str, example: Example) -> str | None:
+RIGHT = "right"
+"""The vote of every answer that the grader accepts, however it is written: a majority is judged as its members are."""
+
+
+def _vote(text: str, example: Example, score: Score) -> str | None:
+    """The same string for answers that count as the same; None for a completion without one."""
+    if is_right(score):
+        return RIGHT
     answer = extract_final_answer(text)
-    return None if answer is None else _key(answer, example)
+    return None if answer is None else answer_key(answer, bool(example.metadata.get("any_order", False)))
 
 
-def _gold_key(example: Example) -> str | None:
-    return _key(example.answer, example) if example.answer.strip() else None
-
-
-def _key(answer: str, example: Example) -> str:
-    """The same string for answers that count as the same; the order of a set of numbers does not."""
-    if example.metadata.get("any_order"):
-        return " ".join(sorted(answer.replace(",", " ").split()))
-    return answer_key(answer)
+def is_right(score: Score) -> bool:
+    """Whether the grader gave full marks."""
+    return score.graded and score.value >= 1.0

@@ -48,6 +48,7 @@ NOT_SECTIONS = (
     "now",
     "timestamp",
     "unix",
+    "matrix_product_rate",
 )
 
 

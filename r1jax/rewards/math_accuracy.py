@@ -175,10 +175,15 @@ def gold_text(answer: str) -> str:
     return answer.strip()
 
 
-def answer_key(answer: str) -> str:
-    """The same string for answers that state the same value, for majority votes; not understood: the text itself."""
+def answer_key(answer: str, any_order: bool = False) -> str:
+    """The same string for answers that state the same value, for majority votes; not understood: the text itself.
+
+    any_order: a sequence states the same value in any order.
+    """
     value = parse_value(answer)
-    return str(value) if value is not None else "text:" + normalize_space(answer)
+    if value is None:
+        return "text:" + normalize_space(answer)
+    return str(dataclasses.replace(value, numbers=tuple(sorted(value.numbers))) if any_order else value)
 
 
 def _equal(value: Value, gold: Value, any_order: bool) -> bool:

@@ -151,7 +151,14 @@ def make_minibatches(
         batch = policy.policy_batch(advantages[rows], weights, r.sampler_logprobs[rows], zeros, zeros)
         minibatches.append(MiniBatch(rows, policy, batch))
     flat = ~np.asarray(keep_informative(rewards, mask))
-    return minibatches, {"zero_variance_groups": float(flat.mean()), "advantage_max": float(np.abs(advantages).max())}
+    segments = [mini.batch.packed.segment_ids for mini in minibatches]
+    return minibatches, {
+        "zero_variance_groups": float(flat.mean()),
+        "advantage_max": float(np.abs(advantages).max()),
+        "sampled_tokens": float(lengths.sum() + r.prompt_lengths[:: config.group_size].sum()),  # a prompt runs once
+        "packed_tokens": float(sum(np.count_nonzero(ids) for ids in segments)),
+        "packed_slots": float(sum(ids.size for ids in segments)),
+    }
 
 
 def attach_logprobs(

@@ -36,7 +36,7 @@ from r1jax.data.packing import split_microbatches
 from r1jax.data.pipelines import BatchIterator, example_iterator
 from r1jax.data.tokenizer import Tokenizer
 from r1jax.evaluation.evaluator import evaluate_examples
-from r1jax.metrics import CompileCounter, MetricWriter, Progress, StepTimer, check_finite
+from r1jax.metrics import CompileCounter, MetricWriter, Progress, StepTimer, check_finite, matrix_product_rate
 from r1jax.model.config import ModelConfig
 from r1jax.model.heads import unembedding
 from r1jax.model.outputs import Output
@@ -235,6 +235,7 @@ class Loop:
         self.store = CheckpointStore(workdir / "checkpoints", config.keep)
         self.evaluation = evaluation
         self.initial = policy.params
+        self.matrix_product_rate = matrix_product_rate(policy.model.dtype)
         self.timer = StepTimer()
         self.compiles = CompileCounter()
 
@@ -311,6 +312,7 @@ class Loop:
                 elapsed = time.monotonic() - began
                 seconds = timer.take() | {"tokens_per_second": sampled / elapsed}
                 seconds |= {"compilations": self.compiles.count - compiled}
+                seconds |= {"matrix_product_rate": self.matrix_product_rate}
                 self.log_samples(graded, index, step)
             self.writer.write(step, row, seconds)
             if number < config.updates_per_rollout - 1 and self.interruption.requested:
