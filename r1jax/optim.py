@@ -22,7 +22,8 @@ _SCHEDULES = ("constant", "linear", "cosine")
 class OptimizerConfig:
     """Adam with decoupled weight decay (Loshchilov & Hutter 1711.05101) under a warm-up and decay schedule.
 
-    The defaults are DeepSeek-V3's (2412.19437, section 4.2) but for the learning rate, which is the run's own.
+    Betas, weight decay, clip norm and the final tenth are DeepSeek-V3's (2412.19437, section 4.2); the learning rate
+    and its shape are the run's own, eps and the leaves without decay are not published.
     """
 
     learning_rate: float = 3e-4  # the peak, reached at the end of the warm-up

@@ -43,8 +43,8 @@ def test_shapes_that_do_not_fit_are_named() -> None:
         estimators.pass_at_1([[1, 1, 1]], [[1, 1]])
     with pytest.raises(ValueError, match=r"\[problems, samples\]"):
         estimators.pass_at_1([1, 0])
-    with pytest.raises(ValueError, match="answers of 1 problems, references of 2"):
-        estimators.cons_at_k([["1"]], ["1", "2"])
+    with pytest.raises(ValueError, match="answers of 1 problems, right ones of 2"):
+        estimators.cons_at_k([["1"]], [{"1"}, {"2"}])
 
 
 @pytest.mark.parametrize(
@@ -61,12 +61,12 @@ def test_shapes_that_do_not_fit_are_named() -> None:
     ],
 )
 def test_majority_vote(answers: list[str | None], credit: float) -> None:
-    assert estimators.majority_credit(answers, "7") == pytest.approx(credit)
+    assert estimators.majority_credit(answers, {"7"}) == pytest.approx(credit)
 
 
 def test_cons_at_k_averages_over_problems_with_a_reference() -> None:
     answers = [["1", "1", "2"], ["1", "2", "2"], ["4", None, None], ["9", "9", "9"]]
-    consensus = estimators.cons_at_k(answers, ["1", "1", "4", None])
+    consensus = estimators.cons_at_k(answers, [{"1"}, {"1"}, {"4"}, None])
     assert consensus.mean == pytest.approx(2 / 3)
     assert consensus.problems == 3
     assert 0 <= consensus.low <= consensus.mean <= consensus.high <= 1
@@ -86,7 +86,7 @@ def test_table_by_difficulty_is_in_ascending_order() -> None:
         correct=[[1, 1], [1, 0], [0, 0]],
         graded=np.ones((3, 2)),
         answers=[["1", "1"], ["1", "2"], ["0", "0"]],
-        gold=["1", "1", "1"],
+        right=[{"1"}, {"1"}, {"1"}],
         groups=[10, 9, 10],
     )
     assert list(table) == [9, 10]
@@ -106,7 +106,7 @@ def evaluation(**changes: object) -> estimators.Evaluation:
         "correct": np.array([[1, 0], [1, 1]], dtype=bool),
         "graded": np.array([[1, 1], [1, 0]], dtype=bool),
         "answers": [["5", "6"], ["8", "8"]],
-        "gold": ["5", "8"],
+        "right": [{"5"}, {"8"}],
         "lengths": np.array([[10, 20], [30, 40]]),
         "finished": np.array([[1, 1], [1, 0]], dtype=bool),
         "format": np.array([[1.0, 0.0], [1.0, 1.0]]),

@@ -37,7 +37,7 @@ def test_every_step_and_answer_is_right(expression: str, thought: str, answer: s
 
 def test_prefix_is_prompts_and_well_formed_completions() -> None:
     examples = CHAIN_SUM_EXAMPLES.splitlines()
-    assert len(examples) == 6
+    assert len(examples) == len(CHAIN_SUM_WORKED)
     for example, (expression, _, answer) in zip(examples, CHAIN_SUM_WORKED, strict=True):
         prompt = render_prompt("short", CHAIN_SUM_QUESTION.replace("{expression}", expression))
         assert example.startswith(prompt)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -86,6 +88,21 @@ def test_words_outside_of_a_malformed_thought_are_not_hidden() -> None:
     text = "<think> 七 加 五 </think> and now for a long English text <answer> 12 </answer>"
     assert thought_of(text) == text
     assert language_reward(text, example("zh")).value == 3 / (3 + 6)
+
+
+@pytest.mark.parametrize(
+    "hidden", ["$我们先算$", r"\(我们先算\)", r"\[我们先算\]", "`我们先算`", "```\n我们先算\n```", "$$我们先算$$"]
+)
+def test_another_script_does_not_hide_in_mathematics_or_code(hidden: str) -> None:
+    assert language_share(f"so it {hidden} is", "en") == 3 / 7
+    assert language_share(f"so it {hidden} is", "zh") == 4 / 7
+    assert language_share("七 $x + abc$ 加 `print`", "zh") == 1.0  # but Latin letters in there are no English
+
+
+def test_openings_without_an_end_take_no_time() -> None:
+    began = time.monotonic()
+    language_share(r"\( " * 20_000, "en")
+    assert time.monotonic() - began < 10
 
 
 def test_a_thought_without_words_earns_nothing() -> None:

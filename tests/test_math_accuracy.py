@@ -256,6 +256,18 @@ def test_gold_text_follows_the_layouts_of_gsm8k_and_math() -> None:
     assert gold_text(" 9 ") == "9"
 
 
+def test_a_whole_number_before_a_latex_fraction_is_a_mixed_number() -> None:
+    assert parse_number(r"2 \frac{1}{2}") == parse_number(r"2\dfrac12") == parse_number("2.5")
+    assert parse_number(r"-2\frac{1}{2}") == parse_number("-2.5")
+    assert parse_number(r"2\frac{3}{2}") is None
+    assert parse_number(r"2\frac{-1}{2}") is None
+    assert accuracy(r"<think> a </think> <answer> $2\frac{1}{2}$ </answer>", Example("", "", "5/2", "")).value == 1.0
+    assert (
+        accuracy(r"<think> a </think> <answer> 5/2 </answer>", Example("", "", r"\boxed{2\frac{1}{2}}", "")).value
+        == 1.0
+    )
+
+
 def test_answer_keys_join_equal_answers_and_only_those() -> None:
     assert {answer_key(text) for text in ("0.5", "1/2", r"\boxed{\frac{1}{2}}", ".50", "$0.5$")} == {"1/2"}
     assert answer_key("3 8") == answer_key("3, 8") != answer_key("8 3")

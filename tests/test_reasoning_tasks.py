@@ -88,6 +88,29 @@ class TestWithLibrary:
         with pytest.raises(ValueError, match=r"refuses the parameters \{'min_terms': -1\}: min_terms must be positive"):
             make_examples("chain_sum", {"min_terms": -1}, 1, 0, key=question_hash)
 
+    @pytest.mark.parametrize("task", ["countdown", "n_queens", "number_sorting", "puzzle24", "simple_integration"])
+    def test_a_task_whose_verifier_runs_answers_is_refused(self, task):
+        with pytest.raises(ValueError, match=f"task '{task}': its verifier runs text as a program"):
+            make_source(SourceConfig("reasoning_gym", task=task, size=1))
+
+    def test_such_a_task_cannot_hide_in_another(self):
+        parts = [{"name": "countdown", "weight": 1.0, "config": {}}]
+        with pytest.raises(ValueError, match="task 'composite': its verifier runs text as a program"):
+            make_source(SourceConfig("reasoning_gym", task="composite", params={"datasets": parts}, size=1))
+
+    def test_a_verifier_cannot_change_the_question(self, monkeypatch):
+        (example,) = make_examples("chain_sum", CHAIN, 1, seed=0, key=question_hash)
+
+        class Careless:
+            def score_answer(self, answer, entry):
+                entry["answer"] = answer
+                return 1.0
+
+        monkeypatch.setattr(reasoning_tasks, "_verifier", lambda name, params: Careless())
+        before = json.dumps(example.metadata["entry"], default=str)
+        verify(example, "8")
+        assert json.dumps(example.metadata["entry"], default=str) == before
+
     def test_more_questions_than_there_are_is_an_error(self):
         tiny = {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1}
         with pytest.raises(ValueError, match=r"size: 900 distinct questions of 'chain_sum' asked, found only \d+"):

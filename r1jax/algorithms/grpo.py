@@ -103,7 +103,7 @@ GRPO_PRESETS: Mapping[str, GRPOConfig] = {
     "r1": GRPOConfig(),
     # The clip range of R1-Zero is not reported: 0.2 is r1jax's default. The rest is R1v2 2.1.
     "r1_zero": GRPOConfig(clip_low=0.2, clip_high=0.2),
-    # 2503.20783: no std, no 1/|o|, no KL.
+    # 2503.20783: no std, no 1/|o|, no KL; the clip range is r1jax's default.
     "dr_grpo": GRPOConfig(
         clip_low=0.2, clip_high=0.2, kl_coefficient=0.0, advantage="group_mean", aggregation="constant"
     ),
@@ -116,7 +116,7 @@ GRPO_PRESETS: Mapping[str, GRPOConfig] = {
         dynamic_sampling=True,
         overlong_cache=4096,
     ),
-    # 2507.18071: one ratio per response, its clip range, no KL.
+    # 2507.18071: one ratio per response, its clip range. The paper's equations have no KL term, and so has this.
     "gspo": GRPOConfig(clip_low=3e-4, clip_high=4e-4, kl_coefficient=0.0, ratio="sequence"),
 }
 

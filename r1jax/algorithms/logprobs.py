@@ -35,8 +35,14 @@ def logits_to_logprobs(logits: Array, targets: Array) -> tuple[Array, Array]:
 
 
 def project(hidden: Array, unembed: Array, temperature: float = 1.0) -> Array:
-    """Logits / temperature in float32: hidden [..., D], unembed [D, V] -> [..., V]."""
-    return jnp.einsum("...d,dv->...v", hidden, unembed, preferred_element_type=jnp.float32) / temperature
+    """Logits / temperature in float32: hidden [..., D], unembed [D, V] -> [..., V].
+
+    The product is of hidden's dtype, as in the model's own head: the sampler's logits are the trainer's.
+    """
+    return (
+        jnp.einsum("...d,dv->...v", hidden, unembed.astype(hidden.dtype), preferred_element_type=jnp.float32)
+        / temperature
+    )
 
 
 def map_token_chunks(function: Callable[..., Any], arrays: tuple[Array, ...], chunk: int) -> Any:

@@ -10,14 +10,12 @@ from collections.abc import Sequence
 
 from r1jax.data.templates import render_completion, render_prompt
 
-# (question, thought, answer). Sums of two and three terms in turn, carries, borrows and negative results among them.
+# (question, thought, answer). Sums of two terms, a carry, a borrow and a negative result among them.
 CHAIN_SUM_WORKED = (
     ("7 + 5", "7 + 5 = 12.", "12"),
-    ("64 - 8 + 3", "64 - 8 = 56. 56 + 3 = 59.", "59"),
+    ("64 - 8", "64 - 8 = 56.", "56"),
     ("35 + 42", "35 + 42 = 77.", "77"),
-    ("9 - 27 + 40", "9 - 27 = -18. -18 + 40 = 22.", "22"),
-    ("81 - 56", "81 - 56 = 25.", "25"),
-    ("13 + 6 - 48", "13 + 6 = 19. 19 - 48 = -29.", "-29"),
+    ("9 - 27", "9 - 27 = -18.", "-18"),
 )
 # How reasoning-gym words the questions of its task chain_sum.
 CHAIN_SUM_QUESTION = "State the final answer to the following arithmetic problem: {expression} ="

@@ -6,16 +6,22 @@ repeat theirs anyway: questions are kept distinct, and splits are made by a hash
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import difflib
 import functools
+import inspect
 import json
-from collections.abc import Callable, Mapping
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from r1jax.types import Example, Score, Status
 
 PREFIX = "reasoning_gym/"  # of Example.task
+# Calls that run a text as a program; sympy's parser is eval behind a tokenizer.
+_RUNS_TEXT = re.compile(r"(?<![\w.])(?:eval|exec)\s*\(|\b(?:parse_expr|sympify)\s*\(")
 
 
 def _library() -> Any:
@@ -39,8 +45,23 @@ def _close(name: str, allowed: list[str]) -> str:
     return f"; close ones: {', '.join(close)}" if close else ""
 
 
+def _grading_sources(dataset_class: type) -> Iterator[str]:
+    """Source text of a task's verifier and of what it calls in its own class and module."""
+    verifier = inspect.getsource(dataset_class.score_answer)  # type: ignore[attr-defined]
+    yield verifier
+    for name in set(re.findall(r"(\w+)\s*\(", verifier)) - {"score_answer"}:
+        for owner in (dataset_class, sys.modules[dataset_class.__module__]):
+            called = getattr(owner, name, None)
+            if inspect.isfunction(called) and (called.__module__ or "").startswith("reasoning_gym"):
+                yield inspect.getsource(called)
+
+
 def make_dataset(name: str, params: Mapping[str, Any], seed: int) -> Any:
-    """Returns the library's dataset. ValueError for an unknown task or parameter (close names) or a bad value."""
+    """Returns the library's dataset.
+
+    Raises:
+      ValueError: unknown task or parameter (close names are given), a bad value, or a task whose verifier runs answers.
+    """
     library = _library()
     if name not in library:
         raise ValueError(f"unknown reasoning-gym task {name!r}{_close(name, sorted(library)) or '; see task_names()'}")
@@ -51,12 +72,24 @@ def make_dataset(name: str, params: Mapping[str, Any], seed: int) -> Any:
             raise ValueError(
                 f"task {name!r} has no parameter {key!r}{_close(key, allowed)}; allowed: {', '.join(allowed)}"
             )
+    if name == "composite":
+        from reasoning_gym.composite import DatasetSpec
+
+        params = {**params, "datasets": [DatasetSpec(**part) for part in params.get("datasets", ())]}
     config = config_class(**params, seed=seed)
     try:
-        config.validate()
+        if hasattr(config, "validate"):
+            config.validate()
     except AssertionError as error:
         raise ValueError(f"task {name!r} refuses the parameters {dict(params)}: {error}") from error
-    return dataset_class(config=config)
+    dataset = dataset_class(config=config)
+    for part in (dataset, *getattr(dataset, "datasets", {}).values()):  # `composite` hands answers to its parts
+        if any(_RUNS_TEXT.search(source) for source in _grading_sources(type(part))):
+            raise ValueError(
+                f"task {name!r}: its verifier runs text as a program (eval or sympy's parser), and model answers are "
+                "not run in the process that trains; choose a task whose verifier only reads them"
+            )
+    return dataset
 
 
 def make_examples(
@@ -147,6 +180,6 @@ def verify(example: Example, answer: str | None, partial_credit: bool = False) -
 def _grade(dataset: Any, answer: str | None, entry: Mapping[str, Any]) -> tuple[float, str]:
     """Returns the verifier's value and "", or 0 and what went wrong."""
     try:
-        return float(dataset.score_answer(answer, entry)), ""
+        return float(dataset.score_answer(answer, copy.deepcopy(entry))), ""  # a verifier may write into its entry
     except Exception as error:  # noqa: BLE001 - foreign parsers of model text raise anything; verify() tells it apart
         return 0.0, f"{type(error).__name__}: {error}"

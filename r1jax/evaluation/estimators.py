@@ -10,7 +10,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Collection, Hashable, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,7 +26,7 @@ class Consensus:
     mean: float
     low: float
     high: float
-    problems: int  # problems with a usable reference answer
+    problems: int  # problems that could be graded
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Evaluation:
     correct: NDArray[np.bool_]  # [P, k], False for a response cut by the length limit unless the grader says otherwise
     graded: NDArray[np.bool_]  # [P, k], False where the grader could not decide
     answers: Sequence[Sequence[Hashable | None]]  # [P][k] canonical answers, None where a response gives none
-    gold: Sequence[Hashable | None]  # [P] canonical reference answers, None where there is no usable one
+    right: Sequence[Collection[Hashable] | None]  # [P] the canonical answers that the grader accepts; None: no grader
     lengths: NDArray[np.int64]  # [P, k] tokens, the stop token included
     finished: NDArray[np.bool_]  # [P, k], False where the length limit cut the response
     format: NDArray[np.float64]  # [P, k], 1 where the response has the required tags
@@ -80,11 +80,11 @@ def pass_at_1(correct: ArrayLike, graded: ArrayLike | None = None) -> tuple[floa
     return mean_over_problems(np.asarray(correct, dtype=np.float64), graded)
 
 
-def majority_credit(answers: Sequence[Hashable | None], gold: Hashable) -> float:
+def majority_credit(answers: Sequence[Hashable | None], right: Collection[Hashable]) -> float:
     """Credit in [0, 1] of the majority vote among the samples of one problem.
 
-    Samples without an answer (None) do not vote. Answers tied for the most votes share the credit: with m of them
-    the result is 1/m if the reference is one, the expected value of drawing the winner at random among them. No vote
+    Samples without an answer (None) do not vote. Answers tied for the most votes share the credit: with m of them, n
+    of which are among the `right` ones, the result is n/m, the expected value of drawing the winner at random. No vote
     at all earns 0.
     """
     votes = collections.Counter(answer for answer in answers if answer is not None)
@@ -92,7 +92,7 @@ def majority_credit(answers: Sequence[Hashable | None], gold: Hashable) -> float
         return 0.0
     most = max(votes.values())
     tied = [answer for answer, count in votes.items() if count == most]
-    return 1.0 / len(tied) if gold in tied else 0.0
+    return sum(answer in right for answer in tied) / len(tied)
 
 
 def bootstrap_interval(values: ArrayLike, *, seed: int, draws: int = 2000, level: float = 0.95) -> tuple[float, float]:
@@ -109,7 +109,7 @@ def bootstrap_interval(values: ArrayLike, *, seed: int, draws: int = 2000, level
 
 def cons_at_k(
     answers: Sequence[Sequence[Hashable | None]],
-    gold: Sequence[Hashable | None],
+    right: Sequence[Collection[Hashable] | None],
     *,
     seed: int = 0,
     draws: int = 2000,
@@ -119,15 +119,15 @@ def cons_at_k(
 
     Args:
         answers: [P][k] canonical answers (equal answers must compare equal), None where there is none.
-        gold: [P] canonical reference answers; a problem whose reference is None is left out.
+        right: [P] the canonical answers that are right; a problem where it is None is left out.
         seed, draws, level: of the bootstrap over problems.
 
     Returns:
         The mean and the bootstrap interval; ties and missing votes as in `majority_credit`.
     """
-    if len(answers) != len(gold):
-        raise ValueError(f"answers of {len(answers)} problems, references of {len(gold)}")
-    scores = [majority_credit(votes, truth) for votes, truth in zip(answers, gold, strict=True) if truth is not None]
+    if len(answers) != len(right):
+        raise ValueError(f"answers of {len(answers)} problems, right ones of {len(right)}")
+    scores = [majority_credit(votes, truth) for votes, truth in zip(answers, right, strict=True) if truth is not None]
     low, high = bootstrap_interval(scores, seed=seed, draws=draws, level=level)
     return Consensus(float(np.mean(scores)) if scores else math.nan, low, high, len(scores))
 
@@ -136,7 +136,7 @@ def by_group(
     correct: ArrayLike,
     graded: ArrayLike,
     answers: Sequence[Sequence[Hashable | None]],
-    gold: Sequence[Hashable | None],
+    right: Sequence[Collection[Hashable] | None],
     groups: Sequence[Hashable],
 ) -> dict[Hashable, dict[str, float]]:
     """pass@1 (with its standard error) and cons@k of each difficulty, in natural order (9 before 10).
@@ -144,12 +144,12 @@ def by_group(
     Args:
         groups: [P] the difficulty of each problem, such as its number of steps.
     """
-    right, ok = np.asarray(correct), np.asarray(graded)
+    credit, ok = np.asarray(correct), np.asarray(graded)
     table: dict[Hashable, dict[str, float]] = {}
     for kind in sorted(set(groups), key=lambda kind: natural_key(str(kind))):
         rows = [i for i, group in enumerate(groups) if group == kind]
-        mean, error = pass_at_1(right[rows], ok[rows])
-        consensus = cons_at_k([answers[i] for i in rows], [gold[i] for i in rows], draws=1)
+        mean, error = pass_at_1(credit[rows], ok[rows])
+        consensus = cons_at_k([answers[i] for i in rows], [right[i] for i in rows], draws=1)
         table[kind] = {
             "problems": len(rows),
             "pass_at_1": mean,
@@ -184,7 +184,7 @@ def summarize(evaluation: Evaluation, *, seed: int = 0) -> dict[str, Any]:
         if np.shape(getattr(e, name)) != shape:
             raise ValueError(f"evaluation.{name} has shape {np.shape(getattr(e, name))}, correct has {shape}")
     mean, error = pass_at_1(e.correct, e.graded)
-    consensus = cons_at_k(e.answers, e.gold, seed=seed)
+    consensus = cons_at_k(e.answers, e.right, seed=seed)
     length, length_error = mean_over_problems(e.lengths)
     figures: dict[str, Any] = {
         "problems": shape[0],
@@ -205,7 +205,7 @@ def summarize(evaluation: Evaluation, *, seed: int = 0) -> dict[str, Any]:
         "ungradable": int(np.sum(~np.asarray(e.graded))),
     }
     if e.groups is not None:
-        table = by_group(e.correct, e.graded, e.answers, e.gold, e.groups)
+        table = by_group(e.correct, e.graded, e.answers, e.right, e.groups)
         figures["by_group"] = {
             str(kind): {name: _plain(value) for name, value in row.items()} | {"problems": int(row["problems"])}
             for kind, row in table.items()

@@ -25,15 +25,17 @@ def evaluate_examples(
     key: Array,
     rewards: RewardConfig,
     store: pathlib.Path,
+    limit: int | None = None,
 ) -> dict[str, Any]:
     """The figures of `estimators.summarize` over `samples` answers to each example.
 
-    The graded answers are written to `store`; if they lie there already, nothing is sampled or graded again.
+    The graded answers are written to `store`; if they lie there already, nothing is sampled or graded again. `limit`
+    is a response limit below the decoder's own.
     """
     if store.exists():
         graded, _ = load_graded(store)
     else:
-        rollout, texts = completer.complete(params, examples, samples, key)
+        rollout, texts = completer.complete(params, examples, samples, key, limit)
         graded = grade(rollout, texts, examples, rewards)
         save_graded(store, graded, {})
     return summarize(evaluation_of([graded]))
@@ -53,13 +55,15 @@ def evaluation_of(parts: Sequence[GradedRollout]) -> Evaluation:
     accuracies = [score.parts["accuracy"] for score in scores]
     shares = [language_share(thought_of(text), examples[i // samples].language) for i, text in enumerate(texts)]
     graded = table([a.graded for a in accuracies], bool)
-    answers = [_vote(text, examples[i // samples], accuracies[i]) for i, text in enumerate(texts)]
+    correct = table([is_right(a) for a in accuracies], bool)
+    votes = [_vote(text, examples[i // samples]) for i, text in enumerate(texts)]
+    answers = [votes[i : i + samples] for i in range(0, len(votes), samples)]
     steps = [example.metadata.get("steps") for example in examples]
     return Evaluation(
-        correct=table([is_right(a) for a in accuracies], bool),
+        correct=correct,
         graded=graded,
-        answers=[answers[i : i + samples] for i in range(0, len(answers), samples)],
-        gold=[RIGHT if any(row) else None for row in graded],
+        answers=answers,
+        right=[_right_votes(*row) for row in zip(answers, correct, graded, strict=True)],
         lengths=table(np.concatenate([p.rollout.response_lengths for p in parts]), np.int64),
         finished=table(np.concatenate([p.rollout.finished for p in parts]), bool),
         format=table([s.parts["format"].value for s in scores], np.float64),
@@ -69,18 +73,17 @@ def evaluation_of(parts: Sequence[GradedRollout]) -> Evaluation:
     )
 
 
-RIGHT = "right"
-"""The vote of every answer that the grader accepts, however it is written: a majority is judged as its members are."""
+def is_right(score: Score) -> bool:
+    """Whether the grader gave full marks."""
+    return score.graded and score.value >= 1.0
 
 
-def _vote(text: str, example: Example, score: Score) -> str | None:
-    """The same string for answers that count as the same; None for a completion without one."""
-    if is_right(score):
-        return RIGHT
+def _vote(text: str, example: Example) -> str | None:
+    """The same string for answers that state the same; None for a completion without an answer."""
     answer = extract_final_answer(text)
     return None if answer is None else answer_key(answer, bool(example.metadata.get("any_order", False)))
 
 
-def is_right(score: Score) -> bool:
-    """Whether the grader gave full marks."""
-    return score.graded and score.value >= 1.0
+def _right_votes(votes: Sequence[str | None], correct: np.ndarray, graded: np.ndarray) -> frozenset[str | None] | None:
+    """Those votes of a problem that the grader accepts: a majority is judged as its members are. None: not graded."""
+    return frozenset(vote for vote, right in zip(votes, correct, strict=True) if right) if graded.any() else None

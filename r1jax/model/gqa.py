@@ -62,8 +62,8 @@ def cached_attention(q: Array, k: Array, v: Array, cache: GQACache, slots: Array
     kv_heads = k.shape[2]
     grouped = q.reshape(batch, kv_heads, heads // kv_heads, head_dim)
     old = jnp.einsum("bkgh,bkhs->bkgs", grouped, cache.k.astype(q.dtype), preferred_element_type=jnp.float32)
-    own = jnp.sum(grouped * k[:, 0, :, None], axis=-1, keepdims=True)
-    scores = jnp.concatenate([old, own.astype(jnp.float32)], axis=-1) * scale
+    own = jnp.einsum("bkgh,bkh->bkg", grouped, k[:, 0], preferred_element_type=jnp.float32)[..., None]
+    scores = jnp.concatenate([old, own], axis=-1) * scale
     visible = jnp.concatenate([slots, jnp.ones_like(slots[:, :1])], axis=-1)[:, None, None]
     weights = masked_softmax(scores, visible).astype(q.dtype)
     out = jnp.einsum("bkgs,bksh->bkgh", weights[..., :-1], cache.v.astype(q.dtype))

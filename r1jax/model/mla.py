@@ -104,8 +104,9 @@ def absorbed_attention(
     q_r = q_pe[:, 0]
     old = jnp.einsum("bnc,bsc->bns", q_c, cache.c_kv.astype(q_c.dtype), preferred_element_type=jnp.float32)
     old += jnp.einsum("bnr,bsr->bns", q_r, cache.k_pe.astype(q_r.dtype), preferred_element_type=jnp.float32)
-    own = jnp.sum(q_c * c_kv, -1, keepdims=True) + jnp.sum(q_r * k_pe, -1, keepdims=True)
-    scores = jnp.concatenate([old, own.astype(jnp.float32)], axis=-1) * scale
+    own = jnp.einsum("bnc,bsc->bns", q_c, c_kv, preferred_element_type=jnp.float32)
+    own += jnp.einsum("bnr,bsr->bns", q_r, k_pe, preferred_element_type=jnp.float32)
+    scores = jnp.concatenate([old, own], axis=-1) * scale
     visible = jnp.concatenate([slots, jnp.ones_like(slots[:, :1])], axis=-1)[:, None]
     weights = masked_softmax(scores, visible).astype(q_c.dtype)
     z = jnp.einsum("bns,bsc->bnc", weights[..., :-1], cache.c_kv.astype(q_c.dtype)) + weights[..., -1:] * c_kv

@@ -15,10 +15,11 @@ class Aux:
 
     expert_load: Array  # [M, E] float32, assignments of real tokens to each expert
     balance_loss: Array  # [] float32, sequence-wise (V3 eq. 17-20) without alpha: mean over sequences, summed over
-    # the MoE layers of the main stack and, where it ran, the MTP block
+    # the MoE layers of the main stack
     num_sequences: Array  # [] float32, sequences in that mean: weight it by this when adding micro-batches up
     experts: Array  # [M, B, T, A] int32, experts chosen for each token
     mtp_hidden: Array | None = None  # [B, T, D]; mtp_hidden[:, t] predicts token t+2 through the shared head
+    mtp_balance_loss: Array | None = None  # [] float32, the same of the MTP block
     mtp_expert_load: Array | None = None  # [E] float32, load of the MTP block's experts
 
 

@@ -27,7 +27,6 @@ def _qwen2(width: int, layers: int, heads: int, kv_heads: int, ffn: int, vocab: 
         max_positions=131072,
         init_std=0.02,
         dtype="bfloat16",
-        param_dtype="bfloat16",
         remat="block",
     )
 
@@ -44,7 +43,6 @@ def _llama3(width: int, layers: int, heads: int, ffn: int) -> ModelConfig:
         max_positions=131072,
         init_std=0.02,
         dtype="bfloat16",
-        param_dtype="bfloat16",
         remat="block",
     )
 
@@ -127,7 +125,6 @@ PRESETS: dict[str, ModelConfig] = {
         max_positions=163840,
         init_std=0.006,
         dtype="bfloat16",
-        param_dtype="bfloat16",
         remat="block",
     ),
 }

@@ -74,9 +74,7 @@ class Transformer(nn.Module):
             mtp_hidden, mtp_aux = MTP(cfg, self.mesh, name="mtp")(hidden, embedded, context)
             aux = aux.replace(mtp_hidden=mtp_hidden)  # type: ignore[attr-defined]
             if mtp_aux is not None:
-                aux = aux.replace(
-                    balance_loss=aux.balance_loss + mean_balance_loss(mtp_aux), mtp_expert_load=mtp_aux.load
-                )
+                aux = aux.replace(mtp_balance_loss=mean_balance_loss(mtp_aux), mtp_expert_load=mtp_aux.load)
         if cache is not None:
             cache = cache.replace(  # type: ignore[attr-defined]
                 dense=write_entries(cache.dense, dense, cache.index),

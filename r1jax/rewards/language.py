@@ -1,10 +1,10 @@
 """Language of a thought by Unicode script, and counts of reflection words.
 
 A word is either a run of Latin letters (apostrophes inside belong to it), or one Han character, or a run of letters of
-another script. Counting each Han character needs no segmentation; Chinese words have about 1.5 of them, so Chinese
-weighs a little more than English in a mixed text. Single Latin letters are left out (variables, option letters), and so
-are numbers, punctuation, tags, code and LaTeX. Latin script stands for English and Han for Chinese: French passes for
-English here, and Japanese kanji for Chinese.
+another script. Counting each Han character needs no segmentation, but Chinese words mostly have more than one of them,
+so Chinese weighs more than English in a mixed text. Single Latin letters are left out (variables, option letters), and
+so are numbers, punctuation, tags, and the Latin letters of code and LaTeX; words of another script hide nowhere. Latin
+script stands for English and Han for Chinese: French passes for English here, and Japanese kanji for Chinese.
 """
 
 from __future__ import annotations
@@ -21,12 +21,14 @@ _LATIN = "A-Za-z\u00aa\u00ba\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u02b8\u1e00-\u1eff
 _WORD = re.compile(
     f"(?P<zh>[{_HAN}])|(?P<en>[{_LATIN}]+(?:['\u2019][{_LATIN}]+)*)|(?P<other>(?:(?![{_HAN}{_LATIN}])[^\\W\\d_])+)"
 )
+_LATIN_LETTERS = re.compile(f"[{_LATIN}]+")
 _NO_LANGUAGE = re.compile(
     "|".join(
         (
             *(re.escape(tag) for tag in TAGS),
-            r"```.*?```|`[^`\n]+`",  # code
-            r"\$\$.*?\$\$|\\\(.*?\\\)|\\\[.*?\\\]",  # displayed and inline LaTeX
+            # Code, displayed and inline LaTeX; bounded, since each opening without an end is searched to the bound.
+            r"```.{0,4000}?```|`[^`\n]+`",
+            r"\$\$.{0,4000}?\$\$|\\\(.{0,4000}?\\\)|\\\[.{0,4000}?\\\]",
             r"\$(?!\s)[^$\n]*(?<!\s)\$(?!\d)",  # $x$, but not the words in "from $5 to $6"
             r"\\[A-Za-z]+",  # commands outside of mathematics
         )
@@ -59,10 +61,15 @@ _REFLECTION = re.compile(
 )
 
 
+def _other_scripts(span: re.Match[str]) -> str:
+    """What is not Latin in a span of code or mathematics: whoever reasons in there is heard all the same."""
+    return f" {_LATIN_LETTERS.sub(' ', span.group())} "
+
+
 def word_counts(text: str) -> dict[str, int]:
     """How many words of each kind `text` has: keys 'en' (Latin), 'zh' (Han), 'other'."""
     counts = {"en": 0, "zh": 0, "other": 0}
-    for word in _WORD.finditer(_NO_LANGUAGE.sub(" ", text)):
+    for word in _WORD.finditer(_NO_LANGUAGE.sub(_other_scripts, text)):
         kind, run = str(word.lastgroup), word.group()
         single_letter = kind == "en" and len(run) == 1
         no_letter = kind == "other" and not any(character.isalpha() for character in run)  # e.g. a fraction sign

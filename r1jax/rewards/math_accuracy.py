@@ -2,11 +2,13 @@ r"""The accuracy reward for answers that are numbers, sequences of numbers, or o
 
 Numbers are compared exactly, as fractions: 1/2 = 0.5 = \frac{1}{2} = 50/100, 1,000 = 1000.0, and 0.333 is not 1/3.
 What is read as a number: ASCII digits with an optional sign (+, -, U+2212), thousands separators in threes, a decimal
-part, a period behind ("12."), a/b and LaTeX fractions of whole numbers. Delimiters of mathematics ($...$, \(...\)), a
-currency or percent sign, a degree sign, `x =`, \text{...} and \boxed{...} are taken off first. Full-width and other
-look-alike digits, superscripts, spelled-out numbers, powers of ten and expressions are not numbers here.
+part, a period behind ("12."), a/b and LaTeX fractions of whole numbers, alone or behind one (2\frac{1}{2} = 5/2).
+Delimiters of mathematics ($...$, \(...\)), a currency or percent sign, a degree sign, `x =`, \text{...} and \boxed{...}
+are taken off first. Full-width and other look-alike digits, superscripts, spelled-out numbers, powers of ten and
+expressions are not numbers here.
 
-The answer must be the number and nothing else, so "9 or 10", "not 9" and "8, 9" are wrong where the reference is 9.
+The answer must be the number and nothing else, so "9 or 10", "not 9" and "8, 9" are wrong where the reference is 9; but
+one \boxed{...} stands for the whole answer, whatever is written around it.
 When the reference states several numbers, the answer must state the same ones in the same order.
 """
 
@@ -28,6 +30,7 @@ _SLASH_FRACTION = re.compile(rf"([+-]?)\s*({_WHOLE})/([+-]?)({_WHOLE})")
 _LATEX_FRACTION = re.compile(
     rf"([+-]?)\s*\\[dt]?frac\s*(?:\{{\s*([+-]?{_WHOLE})\s*\}}|([0-9]))\s*(?:\{{\s*([+-]?{_WHOLE})\s*\}}|([0-9]))"
 )
+_MIXED_NUMBER = re.compile(rf"([+-]?)\s*({_WHOLE})\s*(\\[dt]?frac.*)", re.DOTALL)
 _AROUND_SLASH = re.compile(r"\s*/\s*")
 _BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])")
 _MATH_DELIMITERS = (("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]"))
@@ -82,6 +85,10 @@ def parse_number(text: str) -> Fraction | None:
         sign, top, short_top, bottom, short_bottom = found.groups()
         numerator, denominator = _whole(top or short_top), _whole(bottom or short_bottom)
         return Fraction(_sign(sign) * numerator, denominator) if denominator else None
+    if found := _MIXED_NUMBER.fullmatch(text):
+        sign, whole, rest = found.groups()
+        part = parse_number(rest)
+        return None if part is None or not 0 <= part < 1 else _sign(sign) * (_whole(whole) + part)
     return None
 
 

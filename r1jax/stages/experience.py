@@ -62,6 +62,13 @@ def rollout_rewards(
     return rewards, mask
 
 
+def accuracies(graded: GradedRollout) -> tuple[np.ndarray, np.ndarray]:
+    """(accuracy [P, G], whether it was graded [P, G])."""
+    scores = [scores.parts["accuracy"] for scores in graded.scores]
+    shape = (len(graded.examples), graded.samples)
+    return np.reshape([s.value for s in scores], shape), np.reshape([s.graded for s in scores], shape)
+
+
 class Collector:
     """Draws questions, samples and grades answers; every graded rollout is stored before it is used."""
 
@@ -78,14 +85,21 @@ class Collector:
         """Where rollout `index` is stored."""
         return self.folder / f"{index:06d}.npz"
 
-    def collect(self, index: int, update: int, params: Params, timer: StepTimer) -> GradedRollout:
-        """Rollout `index`: the stored one if it exists, else a new one from `params`."""
+    def collect(
+        self, index: int, update: int, params: Params, timer: StepTimer
+    ) -> tuple[GradedRollout, dict[str, float]]:
+        """Rollout `index`, the stored one if it exists, else a new one from `params`; and metrics of all drawn answers.
+
+        Dynamic sampling (DAPO, 2503.14476 eq. 11) keeps the groups with right and wrong answers, whatever their other
+        rewards, and draws more questions until there are enough.
+        """
         if self.path(index).exists():
             graded, extra = load_graded(self.path(index))
             self.batches.set_state(extra["batches"])
-            return graded
+            return graded, extra["drawn"]
         limit = self.config.response_limit(update)
         kept: list[GradedRollout] = []
+        right, answers = 0.0, 0
         for draw in range(self.config.max_draws):
             examples = next(self.batches)
             key = jax.random.fold_in(jax.random.fold_in(self.key, index), draw)
@@ -93,24 +107,25 @@ class Collector:
                 rollout, texts = self.completer.complete(params, examples, self.config.group_size, key, limit)
             with timer("rewards"):
                 graded = grade(rollout, texts, examples, self.config.rewards)
+            accuracy, mask = accuracies(graded)
+            right, answers = right + float(accuracy[mask].sum()), answers + int(mask.sum())
             if not self.config.grpo_config.dynamic_sampling:
                 kept = [graded]
                 break
-            rewards, mask = rollout_rewards(graded, self.config, limit, (self.config.seed, index))
-            kept.append(select_groups(graded, np.asarray(keep_informative(rewards, mask))))
+            kept.append(select_groups(graded, np.asarray(keep_informative(accuracy, mask))))
             if sum(len(part.examples) for part in kept) >= self.config.prompts:
                 break
         graded = join(kept)
         if len(graded.examples) < self.config.prompts:
             raise DataError(
                 f"dynamic sampling: after max_draws = {self.config.max_draws} draws only {len(graded.examples)} of "
-                f"{self.config.prompts} groups have answers of different reward. Easier or harder questions, or more "
+                f"{self.config.prompts} groups have right and wrong answers. Easier or harder questions, or more "
                 "draws?"
             )
         graded = select_groups(graded, np.arange(len(graded.examples)) < self.config.prompts)
-        extra = {"batches": self.batches.get_state(), "draws": draw + 1}
-        save_graded(self.path(index), graded, extra)
-        return graded
+        drawn = {"draws": float(draw + 1), "accuracy_drawn": right / max(answers, 1)}
+        save_graded(self.path(index), graded, {"batches": self.batches.get_state(), "drawn": drawn})
+        return graded, drawn
 
     def forget(self, before: int) -> None:
         """Removes the stored rollouts that no checkpoint needs any more."""

@@ -3,7 +3,8 @@
 The paper starts from DeepSeek-V3-Base (V3 section 4); here a base is made from nothing, in minutes: a sentencepiece
 model of the corpus, packed documents that do not see each other, AdamW, the multi-token prediction loss (V3 eq. 24-25),
 the auxiliary-loss-free balancing of experts with its small sequence-wise loss (V3 section 2.1.2). Left out: the
-fill-in-the-middle documents and the batch-size ramp of V3.
+fill-in-the-middle documents and the batch-size ramp of V3. Unlike V3, which let documents of a row see each other,
+they are masked apart; lambda of the MTP loss and the speed of the bias are constant, where V3 lowers them at the end.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from r1jax.model.transformer import Transformer, param_count
 from r1jax.optim import OptimizerConfig, learning_rate_schedule, make_optimizer
 from r1jax.settings import ConfigError
 from r1jax.sharding import MeshConfig, make_mesh, shard_batch
-from r1jax.stages.checks import Planned, check_divides
+from r1jax.stages.checks import Planned, check_divides, check_trainable
 from r1jax.stages.interruption import Interruption
 from r1jax.stages.policy import ModelChoice, describe_policy, save_policy
 from r1jax.stages.state import (
@@ -77,7 +78,10 @@ def pretrain_gradients(
             second, mtp_sums = mtp_loss(output.aux.mtp_hidden, unembed, batch)
             loss = loss + mtp_weight * second
             sums |= mtp_sums | mtp_acceptance(output.aux.mtp_hidden, output.hidden, unembed, batch)
-        balance = output.aux.balance_loss * output.aux.num_sequences / sequences
+        balance = output.aux.balance_loss
+        if output.aux.mtp_balance_loss is not None:
+            balance = balance + output.aux.mtp_balance_loss
+        balance = balance * output.aux.num_sequences / sequences
         sums["balance_loss"] = balance
         return loss / tokens + sequence_loss * balance, (output, sums)
 
@@ -128,6 +132,7 @@ class PretrainConfig:
 def check(config: PretrainConfig, workdir: pathlib.Path, planned: Planned) -> ModelConfig:
     """Everything that can be known to be wrong before the stage starts. Returns the model it will leave."""
     model = config.model.build(vocab_size=config.tokenizer.vocab_size)
+    check_trainable(model)
     if config.row_length > model.max_positions:
         raise ConfigError(
             f"row_length: {config.row_length} exceeds the model's context, max_positions = {model.max_positions}"
@@ -253,7 +258,9 @@ class Trainer:
         self._accumulate = GradientAccumulator(gradients)
 
         def apply(state: TrainState, total: Accumulated) -> tuple[TrainState, dict[str, Array]]:
-            new, metrics = apply_gradients(state, total, self.optimizer, config.balance.router_bias_rate)
+            new, metrics = apply_gradients(
+                state, total, self.optimizer, config.balance.router_bias_rate, is_router_bias
+            )
             return new, metrics | pretrain_metrics(total) | {"learning_rate": schedule(state.step)}
 
         self._apply = jax.jit(apply, donate_argnums=0)

@@ -50,7 +50,7 @@ from r1jax.rollout import (
 )
 from r1jax.settings import ConfigError
 from r1jax.sharding import make_mesh, shard_batch
-from r1jax.stages.checks import Planned, check_asking, check_divides, known_policy, source_of
+from r1jax.stages.checks import Planned, check_asking, check_divides, check_trainable, known_policy, source_of
 from r1jax.stages.experience import Collector, attach_logprobs, make_minibatches, remove_stored
 from r1jax.stages.interruption import Interruption
 from r1jax.stages.policy import Policy, describe_policy, describe_source, load_policy, save_policy
@@ -110,6 +110,11 @@ def score_tokens(model: Transformer, temperature: float, params: Params, packed:
     return logprobs, jnp.moveaxis(output.aux.experts, 0, 2)
 
 
+def is_frozen(path: str) -> bool:
+    """Whether RL leaves a parameter alone: the balancing bias has its own rule, the MTP module stays as pretrained."""
+    return is_router_bias(path) or path.startswith("mtp/")
+
+
 @jax.jit
 def copy_params(params: Params) -> Params:
     """The same values in buffers of their own: an update gives the policy's buffers away."""
@@ -130,9 +135,7 @@ class Trainer:
     def __init__(self, config: RLConfig, model: ModelConfig, mesh: Mesh) -> None:
         self.config = config
         self.mesh = mesh
-        self.optimizer = make_optimizer(
-            config.optimizer, freeze=lambda path: is_router_bias(path) or path.startswith("mtp/")
-        )
+        self.optimizer = make_optimizer(config.optimizer, freeze=is_frozen)
         self.sequences = config.prompts * config.group_size // config.minibatches
         module, temperature = Transformer(model, mesh), config.decoding.temperature
         self._accumulate = GradientAccumulator(
@@ -142,7 +145,7 @@ class Trainer:
         schedule = learning_rate_schedule(config.optimizer)
 
         def apply(state: TrainState, total: Accumulated) -> tuple[TrainState, dict[str, Array]]:
-            new, metrics = apply_gradients(state, total, self.optimizer, config.router_bias_rate)
+            new, metrics = apply_gradients(state, total, self.optimizer, config.router_bias_rate, is_frozen)
             means = finalize_metrics(total.sums | total.maxima)
             return new, means | metrics | expert_load_metrics(total.load) | {"learning_rate": schedule(state.step)}
 
@@ -203,6 +206,7 @@ def check_fit(
     """That questions, prompts and batches fit the model and the mesh: now, not in the middle of the run."""
     if len(sources["source"]) < config.prompts:
         raise ConfigError(f"source: {len(sources['source'])} examples are fewer than prompts = {config.prompts}")
+    check_trainable(model)
     check_divides("micro_rows", config.micro_rows, mesh)
     check_asking(config.prompt, config.decoding, mesh, model, tokenizer, sources, config.group_size)
 
@@ -277,7 +281,7 @@ class Loop:
         config, timer = self.config, self.timer
         began, compiled = time.monotonic(), self.compiles.count
         first = index * config.updates_per_rollout
-        graded = self.collector.collect(index, first, state.train.params, timer)
+        graded, drawn = self.collector.collect(index, first, state.train.params, timer)
         if self.interruption.requested and not done:
             self.save(state, index, 0)
             self.interruption.stop(f"rollout {index + 1} of {config.rollouts}, sampled and graded")
@@ -288,7 +292,7 @@ class Loop:
             minibatches, gaps = attach_logprobs(
                 minibatches, graded, self.trainer.score, state.train.params, state.reference, path
             )
-        values |= gaps | measure(graded)
+        values |= gaps | measure(graded) | drawn | {"length_limit": float(config.response_limit(first))}
         sampled = float(np.sum(graded.rollout.response_lengths))
         for number in range(done, config.updates_per_rollout):
             step = first + number + 1
@@ -358,6 +362,7 @@ class Loop:
                 key,
                 self.config.rewards,
                 self.workdir / "evaluations" / f"{step:06d}.npz",
+                self.config.response_limit(step),
             )
         names = ("pass_at_1", "pass_at_1_se", "cons_at_k", "length_mean", "format", "language", "truncation_rate")
         self.writer.write(step, {f"eval/{name}": figures[name] for name in names if figures[name] is not None})

@@ -76,14 +76,22 @@ class RLConfig:
             )
         if not self.decoding.temperature > 0:
             raise ValueError(f"decoding.temperature: {self.decoding.temperature}; RL needs samples, so more than 0")
+        shortest = self.response_limit(0)  # refuses a schedule that does not start at 0 or does not ascend
         for _, limit in self.length_schedule:
+            shortest = min(shortest, limit)
             if limit > self.decoding.max_new_tokens:
                 raise ValueError(
                     f"length_schedule: {limit} exceeds decoding.max_new_tokens = {self.decoding.max_new_tokens}"
                 )
-        if self.grpo_config.overlong_cache >= self.decoding.max_new_tokens:
+        if self.grpo_config.overlong_cache >= shortest:
             raise ValueError(
-                f"grpo.overlong_cache: {self.grpo_config.overlong_cache} leaves no room below max_new_tokens"
+                f"grpo.overlong_cache: {self.grpo_config.overlong_cache} leaves no room below the shortest response "
+                f"limit, {shortest}"
+            )
+        if self.reference_every % self.updates_per_rollout:
+            raise ValueError(
+                f"reference_every: {self.reference_every} is no multiple of the {self.updates_per_rollout} updates of "
+                "a rollout (minibatches x inner_epochs); a rollout keeps its reference to its end"
             )
 
     @property

@@ -17,7 +17,7 @@ from r1jax.algorithms.router_bias import update_router_bias
 from r1jax.model.config import ModelConfig
 from r1jax.model.outputs import Output
 from r1jax.model.transformer import Transformer, abstract_params, init_params
-from r1jax.optim import abstract_optimizer, global_norm, init_optimizer
+from r1jax.optim import Freeze, abstract_optimizer, global_norm, init_optimizer
 from r1jax.sharding import param_shardings, replicate
 from r1jax.types import Array, PackedBatch, Params
 
@@ -114,7 +114,11 @@ class GradientAccumulator:
 
 
 def apply_gradients(
-    state: TrainState, total: Accumulated, optimizer: optax.GradientTransformation, router_bias_rate: float
+    state: TrainState,
+    total: Accumulated,
+    optimizer: optax.GradientTransformation,
+    router_bias_rate: float,
+    freeze: Freeze,
 ) -> tuple[TrainState, dict[str, Array]]:
     """One optimiser update, then the rule-based update of the balancing bias from the whole batch's expert load.
 
@@ -124,7 +128,7 @@ def apply_gradients(
     params = optax.apply_updates(state.params, updates)
     if router_bias_rate:
         params = move_router_biases(params, (total.load, total.mtp_load), router_bias_rate)
-    metrics = {"grad_norm": global_norm(total.grads)}
+    metrics = {"grad_norm": global_norm(total.grads, freeze)}
     return TrainState(params=params, opt_state=opt_state, step=state.step + 1), metrics
 
 
