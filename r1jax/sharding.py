@@ -48,7 +48,7 @@ LOGICAL_AXES: tuple[tuple[str, MeshAxes], ...] = (
 class MeshConfig:
     """Devices along each mesh axis. One of `data` and `fsdp` may be -1: the devices that are left."""
 
-    data: int = 1
+    data: int = -1
     fsdp: int = 1
     expert: int = 1
     tensor: int = 1

@@ -48,7 +48,7 @@ class RLConfig:
     rewards: RewardConfig = dataclasses.field(default_factory=RewardConfig)
     shuffle_rewards: bool = False  # control: rewards are permuted within each group, so that they carry no information
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
-    reference_every: int = 400  # updates between two refreshes of the reference model; 0: never
+    reference_every: int = 400  # updates between two refreshes of the reference, from the next rollout on; 0: never
     router_bias_rate: float = 0.0  # 0: the balancing bias is frozen
     sequence_loss: float = 0.0  # weight of the sequence-wise balance loss
     evaluation: InRunEvaluation = dataclasses.field(default_factory=InRunEvaluation)
@@ -87,11 +87,6 @@ class RLConfig:
             raise ValueError(
                 f"grpo.overlong_cache: {self.grpo_config.overlong_cache} leaves no room below the shortest response "
                 f"limit, {shortest}"
-            )
-        if self.reference_every % self.updates_per_rollout:
-            raise ValueError(
-                f"reference_every: {self.reference_every} is no multiple of the {self.updates_per_rollout} updates of "
-                "a rollout (minibatches x inner_epochs); a rollout keeps its reference to its end"
             )
 
     @property
