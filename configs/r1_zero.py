@@ -152,10 +152,16 @@ def smollm2(seed: int) -> dict:
 
 
 def paper(seed: int) -> dict:
-    """DeepSeek-R1-Zero as published (R1v2 2.1, B.4); what the papers leave open has r1jax's default, marked so.
+    """DeepSeek-R1-Zero as published (R1v2 2.1, B.4).
+
+    Published: learning rate, KL, batch, group, updates a rollout, reference refresh, response limits, temperature,
+    rewards and their standardisation. Not published, r1jax's choice: the prompt's width, optimiser and its betas,
+    decay, clip norm and warm-up, the clip range, token-wise ratios and 1/|o|, no top-k and top-p, the MTP module and
+    the balancing bias frozen.
 
     Hardware: the paper used 512 H800 for 198 hours. `init.path` must hold DeepSeek-V3-Base, `source.path` the
-    questions.
+    questions. The grader knows numbers, sequences and options: questions whose answers are expressions are UNGRADABLE
+    and train nothing.
     """
     return {
         "stage": "rl",
