@@ -74,7 +74,7 @@ def tiny(seed: int) -> dict:
             "weight_decay": 0.0,
         },
         "evaluation": {
-            "source": {"kind": "tasks", "split": "evaluation", "size": 24, "seed": 1},
+            "source": {"kind": "tasks", "split": "validation", "size": 24, "seed": 1},
             "every": 10,
         },
     }

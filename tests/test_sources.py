@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import json
 
 import pyarrow
@@ -7,6 +8,7 @@ import pyarrow.parquet
 import pytest
 
 from r1jax.data import sources, tasks
+from r1jax.data.corpus import CorpusConfig, write_corpus
 from r1jax.data.errors import DataError
 from r1jax.data.pipelines import example_iterator
 from r1jax.data.sources import (
@@ -171,6 +173,33 @@ def test_own_tasks_come_by_config_too():
     assert {e.task for e in only} == {"pair_search"}
 
 
+def test_no_question_is_in_two_splits_in_any_order_or_language():
+    """Told by the numbers in the questions as written, not by the keys that made the splits."""
+
+    def identity(example):
+        text = example.question.replace("- ", "-").replace("+ ", "+")
+        numbers = [part.removeprefix("+") for part in text.split() if part.lstrip("+-").isdigit()]
+        last = [numbers.pop()] if example.task == "pair_search" else []
+        return example.task, tuple(sorted(numbers)), tuple(last)
+
+    sizes = {"rl": 20_000, "validation": 1000, "evaluation": 1000}
+    seen = {split: {identity(e) for e in make_source(SourceConfig(size=n, split=split))} for split, n in sizes.items()}
+    documents = [d for d in write_corpus(CorpusConfig(documents=8000, seed=0)) if d.split_key]
+    seen["corpus"] = {
+        ("chain_sum" if kind == "chain" else "pair_search", *split_numbers(rest))
+        for kind, rest in (d.split_key.split(":") for d in documents)
+    }
+    assert {task for task, *_ in seen["corpus"]} == {"chain_sum", "pair_search"}
+    for a, b in itertools.combinations(seen, 2):
+        assert not seen[a] & seen[b], (a, b)
+
+
+def split_numbers(key):
+    """The sorted numbers and the target, if any, of a split key."""
+    numbers, _, target = key.partition("=")
+    return tuple(sorted(numbers.split(","))), (target,) if target else ()
+
+
 def test_a_config_of_plain_values_becomes_a_source_config(tmp_path):
     config = {"kind": "jsonl", "path": "x", "columns": {"question": "q", "answer": "a"}}
     assert from_config(SourceConfig, config).columns == ColumnMapping("q", "a")
@@ -181,7 +210,7 @@ def test_a_config_of_plain_values_becomes_a_source_config(tmp_path):
     [
         ({"kind": "csv"}, "kind: 'csv' is not one of tasks, reasoning_gym, jsonl, parquet"),
         ({"kind": "jsonl", "layout": "gsm"}, "layout: 'gsm' is not one of plain, gsm8k"),
-        ({"split": "test"}, "split: 'test' is not one of evaluation, rl, corpus"),
+        ({"split": "test"}, "split: 'test' is not one of evaluation, rl, validation, corpus"),
         ({"path": "x"}, "path: a source of kind 'tasks' does not use this field"),
         ({"kind": "jsonl", "params": {"a": 1}}, "params: a source of kind 'jsonl' does not use this field"),
         ({"kind": "jsonl", "layout": "math", "columns": ColumnMapping()}, "columns and layout 'math' are both given"),

@@ -109,11 +109,11 @@ class CorpusConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Document:
-    """A text, its kind (such as 'chat/careful'), and the key of the question it answers, if any."""
+    """A text, its kind (such as 'chat/careful'), and the split key of the question it answers or reads, if any."""
 
     text: str
     kind: str
-    question_key: str = ""
+    split_key: str = ""
 
 
 class _Author:
@@ -269,7 +269,7 @@ def write_thought(question: Question, author: _Author) -> tuple[str, str, str]:
 
 
 def write_reading(rng: np.random.Generator, config: CorpusConfig) -> tuple[str, str]:
-    """(text, question key) of an expression read aloud, or of all pairs of some numbers."""
+    """(text, split key) of an expression read aloud, or of all pairs of some numbers."""
     language = str(rng.choice(tasks.LANGUAGES))
     p = PHRASES[language]
     if rng.random() < config.pair_readings:
@@ -277,14 +277,14 @@ def write_reading(rng: np.random.Generator, config: CorpusConfig) -> tuple[str, 
         assert isinstance(search, PairSearch)
         pairs = [f"{_word(a, language)} {p['plus']} {_word(b, language)}" for a, b in search.pairs]
         comma = f" {p['comma']} "
-        return f"{' '.join(map(str, search.numbers))} : {comma.join(pairs)}", search.key
+        return f"{' '.join(map(str, search.numbers))} : {comma.join(pairs)}", search.split_key
     chain = tasks.sample_question(rng, "chain_sum", "corpus")
     assert isinstance(chain, ChainSum)
     terms = [
         f"{p['plus'] if sign > 0 else p['minus']} {_word(number, language)}"
         for sign, number in zip(chain.signs, chain.operands[1:], strict=True)
     ]
-    return f"{chain.expression} : {_word(chain.operands[0], language)} {' '.join(terms)}", chain.key
+    return f"{chain.expression} : {_word(chain.operands[0], language)} {' '.join(terms)}", chain.split_key
 
 
 def write_drill(rng: np.random.Generator) -> str:
@@ -333,7 +333,7 @@ def write_document(rng: np.random.Generator, config: CorpusConfig) -> Document:
         assert isinstance(question, ChainSum)
         answer = int(question.answer)
         shown = answer if rng.random() < 0.5 else _clip(answer + int(rng.choice((-2, -1, 1, 2))))
-        return Document(f"{question.expression} = {shown}", "bare", question.key)
+        return Document(f"{question.expression} = {shown}", "bare", question.split_key)
     task = "pair_search" if rng.random() < config.pair_search else "chain_sum"
     question = tasks.sample_question(rng, task, "corpus")
     language = str(rng.choice(tasks.LANGUAGES))
@@ -343,14 +343,16 @@ def write_document(rng: np.random.Generator, config: CorpusConfig) -> Document:
     user, assistant = ("User:", "Assistant:") if language == "en" else ("用户:", "助手:")
     if kind < config.drills + config.bare + config.forum:
         so = PHRASES[author.language]["so"]
-        return Document(f"Q: {text} A: {thought} {so} {answer_text}", f"forum/{mode}", question.key)
+        return Document(f"Q: {text} A: {thought} {so} {answer_text}", f"forum/{mode}", question.split_key)
     if rng.random() < config.untagged:
         so = PHRASES[author.language]["so"]
-        return Document(f"{user} {text} {assistant} {thought} {so} {answer_text}", f"untagged/{mode}", question.key)
+        return Document(
+            f"{user} {text} {assistant} {thought} {so} {answer_text}", f"untagged/{mode}", question.split_key
+        )
     return Document(
         f"{user} {text} {assistant} <think> {thought} </think> <answer> {answer_text} </answer>",
         f"chat/{mode}",
-        question.key,
+        question.split_key,
     )
 
 

@@ -221,7 +221,7 @@ def question_hash(example: Example) -> str:
 
 
 def split_of(example: Example) -> str:
-    """'corpus', 'rl' or 'evaluation': the one split that this question belongs to, wherever it comes from."""
+    """The name in `tasks.SPLIT_BOUNDS` of the one split that this question belongs to, wherever it comes from."""
     return tasks.split_of(question_text(example))
 
 
@@ -251,7 +251,7 @@ class SourceConfig:
     )  # reasoning_gym, tasks: parameters of the task(s)
     size: int = 0  # reasoning_gym, tasks: distinct questions; jsonl, parquet: the first ones, 0 = all
     seed: int = 0  # reasoning_gym, tasks
-    split: str = ""  # 'corpus', 'rl' or 'evaluation': only the questions that hash to it; empty: all (tasks: 'rl')
+    split: str = ""  # a name in tasks.SPLIT_BOUNDS: only the questions that hash to it; empty: all (tasks: 'rl')
 
     def __post_init__(self) -> None:
         if self.kind not in SOURCES:

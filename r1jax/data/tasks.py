@@ -5,8 +5,9 @@
 - **pair search**: "which two of 4 9 6 2 make 11 ?": exactly one pair of the listed distinct digits has that sum. Trying
   the pairs one after the other is the way to find it, so that looking again after a failed try pays.
 
-Every question exists in English and in Chinese; both share one `key`, and splits (corpus, RL, evaluation) are made by a
-hash of that key, so no question is shared between them in either language.
+Every question exists in English and in Chinese; both share one `key`. Questions that differ only in the order of their
+numbers share a `split_key`, and the splits (corpus, RL, validation, evaluation) are made by a hash of that: no question
+of one is in another, in either language or in another order.
 """
 
 from __future__ import annotations
@@ -22,8 +23,9 @@ from r1jax.types import Example
 
 MAX_TOTAL = 20
 LANGUAGES = ("en", "zh")
-# Shares of the question space by hash: evaluation questions are never trained on, corpus questions never rewarded.
-SPLIT_BOUNDS = {"evaluation": (0, 10), "rl": (10, 60), "corpus": (60, 100)}
+# Shares of the question space by hash: evaluation questions are never trained on, nor looked at while a setting is
+# sought (that is what validation questions are for), and corpus questions are never rewarded.
+SPLIT_BOUNDS = {"evaluation": (0, 10), "rl": (10, 60), "validation": (60, 65), "corpus": (65, 100)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +42,13 @@ class ChainSum:
             "chain:"
             + str(self.operands[0])
             + "".join(f"{'+' if s > 0 else '-'}{x}" for s, x in zip(self.signs, self.operands[1:], strict=True))
+        )
+
+    @property
+    def split_key(self) -> str:
+        """What questions of the same signed numbers in any order share."""
+        return "chain:" + ",".join(
+            map(str, sorted(s * x for s, x in zip((1, *self.signs), self.operands, strict=True)))
         )
 
     @property
@@ -84,6 +93,11 @@ class PairSearch:
     def key(self) -> str:
         """The question itself, in no language."""
         return f"pair:{','.join(map(str, self.numbers))}={self.target}"
+
+    @property
+    def split_key(self) -> str:
+        """What searches of the same numbers in any order share."""
+        return f"pair:{','.join(map(str, sorted(self.numbers)))}={self.target}"
 
     @property
     def pairs(self) -> tuple[tuple[int, int], ...]:
@@ -148,7 +162,7 @@ GENERATORS: dict[str, Callable[[np.random.Generator], Question]] = {
 
 
 def split_of(key: str) -> str:
-    """'evaluation', 'rl' or 'corpus': the one split that a question belongs to, by a hash of its key."""
+    """The name in `SPLIT_BOUNDS` of the one split that a question belongs to, by a hash of its split key."""
     bucket = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") % 100
     return next(name for name, (low, high) in SPLIT_BOUNDS.items() if low <= bucket < high)
 
@@ -158,7 +172,7 @@ def sample_question(rng: np.random.Generator, task: str, split: str) -> Question
     generate = GENERATORS[task]
     while True:
         question = generate(rng)
-        if split_of(question.key) == split:
+        if split_of(question.split_key) == split:
             return question
 
 

@@ -36,7 +36,7 @@ class Evaluation:
     correct: NDArray[np.bool_]  # [P, k], False for a response cut by the length limit unless the grader says otherwise
     graded: NDArray[np.bool_]  # [P, k], False where the grader could not decide
     answers: Sequence[Sequence[Hashable | None]]  # [P][k] canonical answers, None where a response gives none
-    right: Sequence[Collection[Hashable] | None]  # [P] the canonical answers that the grader accepts; None: no grader
+    right: Sequence[Collection[Hashable] | None]  # [P] the canonical answers that the grader accepts; None: not graded
     lengths: NDArray[np.int64]  # [P, k] tokens, the stop token included
     finished: NDArray[np.bool_]  # [P, k], False where the length limit cut the response
     format: NDArray[np.float64]  # [P, k], 1 where the response has the required tags

@@ -19,7 +19,7 @@ from r1jax.stages.policy import PolicySource
 class InRunEvaluation:
     """A small evaluation now and then, for the curves; the stage `evaluate` makes the figures that count."""
 
-    source: SourceConfig = dataclasses.field(default_factory=lambda: SourceConfig(split="evaluation", size=64, seed=1))
+    source: SourceConfig = dataclasses.field(default_factory=lambda: SourceConfig(split="validation", size=64, seed=1))
     every: int = 10  # rollouts; 0: never; every question gets group_size answers, as in training
 
 
