@@ -4,7 +4,7 @@
 
 ``:tiny``     a laptop's CPU, minutes: pretrains a base of 1.6M parameters (MLA, MoE, MTP), evaluates it, runs R1-Zero,
               evaluates again, writes report.html. Seen: pass@1 .16 -> .89 (seed 0), .19 -> .77 (seed 1).
-``:smollm2``  a CPU with the extras `tasks` and `smollm2`: SmolLM2-135M-Instruct on reasoning-gym's chain_sum. It starts
+``:smollm2``  a CPU and two more packages (README): SmolLM2-135M-Instruct on reasoning-gym's chain_sum. It starts
               from an *instruct* model with worked examples in the prompt, so it is not R1-Zero in the paper's sense.
 (no argument) the paper's run: DeepSeek-V3-Base, 671B parameters; `--check` validates it.
 """
@@ -23,9 +23,10 @@ def get_config(arg: str = "") -> ConfigDict:
     """The configuration `arg` names, with `,seed=N` behind it for another seed than 0."""
     name, _, seed = arg.partition(",seed=")
     builders = {"": paper, "tiny": tiny, "smollm2": smollm2}
-    if name not in builders:
+    if name not in builders or not (seed or "0").isdecimal():
         raise ValueError(
-            f"configs/r1_zero.py:{arg}: unknown argument; allowed: {', '.join(builders)}, ',seed=N' behind it"
+            f"configs/r1_zero.py:{arg}: unknown argument; allowed: tiny, smollm2 or nothing, and ',seed=N' behind it "
+            "with N = 0, 1, 2, ..."
         )
     return ConfigDict(builders[name](int(seed or 0)), convert_dict=True)
 
@@ -167,7 +168,7 @@ def paper(seed: int) -> dict:
         "stage": "rl",
         "seed": seed,
         "rollouts": 650,  # 10,400 updates of 16 a rollout
-        "init": {"kind": "stage", "path": "../deepseek_v3_base"},
+        "init": {"kind": "stage", "path": "../deepseek_v3_base", "preset": "deepseek_v3_671b"},
         "mesh": {"data": 1, "fsdp": -1, "expert": 64, "tensor": 1},  # expert parallelism over 64 as in V3's training
         "source": {"kind": "jsonl", "path": "data/r1_zero_prompts.jsonl"},
         "prompt": {"template": "r1_zero", "width": 2048},  # width: not published

@@ -1,17 +1,16 @@
 """The entrypoint: `python -m r1jax.train --config=configs/r1_zero.py:tiny --workdir=runs/r1_zero`.
 
-train.py -> stages/rl.py -> algorithms/grpo.py
+train.py -> stages/pipeline.py -> stages/rl.py -> algorithms/grpo.py
 """
 
 from __future__ import annotations
 
-import dataclasses
 import errno
 import pathlib
 import signal
 import sys
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -21,15 +20,17 @@ from ml_collections import ConfigDict, config_flags
 
 from r1jax.checkpoint import CheckpointError
 from r1jax.data.errors import DataError
+from r1jax.evaluation.report import write_report
 from r1jax.metrics import NonFiniteError
-from r1jax.settings import ConfigError, from_config
+from r1jax.settings import ConfigError, from_config, to_plain
 from r1jax.stages import pipeline
+from r1jax.stages.checks import Stage
 from r1jax.stages.interruption import SIGNALS, Interrupted
 from r1jax.workdir import WorkdirError, open_workdir
 
-STAGES: dict[str, tuple[type, Callable[[Any, pathlib.Path], None]]] = {
+STAGES: dict[str, Stage] = {
     **pipeline.SINGLE_STAGES,
-    "pipeline": (pipeline.PipelineConfig, pipeline.run),
+    "pipeline": Stage(pipeline.PipelineConfig, pipeline.check, pipeline.run),
 }
 USER_ERRORS = (
     ConfigError,
@@ -54,21 +55,18 @@ def run(config: ConfigDict, workdir: pathlib.Path | None) -> None:
     stage = fields.pop("stage", None)
     if stage not in STAGES:
         raise ConfigError(f"stage: {stage!r} is not one of {sorted(STAGES)}")
-    cls, run_stage = STAGES[stage]
-    typed: Any = from_config(cls, fields)
-    if stage == "pipeline":
-        pipeline.stage_configs(typed)
+    chosen = STAGES[stage]
+    typed: Any = from_config(chosen.config, fields)
     if workdir is None:
         return
-    plain = {"stage": stage, **_jsonable(fields)}
+    plain = {"stage": stage, **to_plain(typed)}
     if (workdir / "config.json").exists():
         open_workdir(workdir, plain)  # of another config? said first
-    # What is refused leaves no work directory behind that would then refuse the mended config.
-    if stage == "pipeline":
-        pipeline.check(typed, workdir)
-    elif not (workdir / "summary.json").exists():
-        pipeline.CHECKS[stage](typed, workdir, {})
-    run_stage(typed, open_workdir(workdir, plain))
+    if not (workdir / "summary.json").exists():
+        chosen.check(typed, workdir, {})  # what is refused leaves no folder that would then refuse the mended config
+    chosen.run(typed, open_workdir(workdir, plain))
+    if stage in pipeline.SINGLE_STAGES:
+        write_report(workdir, title=stage)
 
 
 def describe(error: Exception) -> str:
@@ -88,12 +86,25 @@ def _terminate(number: int, frame: types.FrameType | None) -> None:
     )
 
 
-def _jsonable(value: Any) -> Any:
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return dataclasses.asdict(value)
-    if isinstance(value, dict):
-        return {name: _jsonable(item) for name, item in value.items()}
-    return [_jsonable(item) for item in value] if isinstance(value, (list, tuple)) else value
+def parse_flags(arguments: Sequence[str]) -> list[str]:
+    """What absl's own parser does, with one line instead of a traceback where a flag or the config file is wrong."""
+    try:
+        rest: list[str] = flags.FLAGS(arguments)
+        config = flags.FLAGS["config"]
+        file = config_flags.get_config_filename(config).partition(":")[0] if config.present else ""
+        if file and not pathlib.Path(file).is_file():
+            raise flags.Error(f"--config: there is no file {file}")
+    except (flags.Error, AttributeError, KeyError, TypeError) as error:  # the last three: an override of no field
+        if "--debug" in arguments:
+            raise
+        # Of a config file that raises, ml_collections hands on the whole traceback; its last line is what it said.
+        said = [line for line in str(error).splitlines() if line.strip()]
+        hint = "; --config.FIELD can override fields that the config file sets" if "--config." in str(arguments) else ""
+        rich.console.Console(stderr=True).print(
+            f"{said[-1]}{hint}", style="bold red", highlight=False, markup=False, soft_wrap=True
+        )
+        sys.exit(2)
+    return rest
 
 
 def main(argv: Sequence[str]) -> None:
@@ -103,6 +114,8 @@ def main(argv: Sequence[str]) -> None:
     console = rich.console.Console(stderr=True)
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments {argv[1:]}")
+    if CONFIG.value is None:
+        raise app.UsageError("--config is required, for example --config=configs/r1_zero.py:tiny")
     if WORKDIR.value is None and not CHECK.value:
         raise app.UsageError("--workdir is required")
     # Compiled programs are kept between runs: a resumed or repeated run does not compile again.
@@ -121,11 +134,11 @@ def main(argv: Sequence[str]) -> None:
         if DEBUG.value:
             raise
         console.print(describe(error), style="bold red", highlight=False, markup=False, soft_wrap=True)
+        console.print("(--debug shows where it was raised)", style="dim", highlight=False)
         sys.exit(1)
     if CHECK.value:
         console.print("the configuration is valid", style="green")
 
 
 if __name__ == "__main__":
-    flags.mark_flag_as_required("config")
-    app.run(main)
+    app.run(main, flags_parser=parse_flags)

@@ -10,6 +10,8 @@ from typing import Any
 
 import jax
 
+RUN_FILES = ("metrics.jsonl", "samples.jsonl", "checkpoints", "summary.json")
+
 
 class WorkdirError(ValueError):
     """The work directory belongs to another run, or its files are not what the checkpoint says."""
@@ -23,13 +25,21 @@ def open_workdir(workdir: str | os.PathLike[str], config: Mapping[str, Any] | st
         config: the resolved configuration, as a mapping or as JSON text.
 
     Raises:
-        WorkdirError: the directory holds another configuration; every differing field is listed.
+        WorkdirError: the directory holds another configuration (every differing field is listed), or a run's files
+            without their configuration, or it is a file.
     """
     workdir = pathlib.Path(workdir)
     text = config if isinstance(config, str) else json.dumps(config)
     ours = json.loads(text)
     path = workdir / "config.json"
+    if workdir.is_file():
+        raise WorkdirError(f"{workdir} is a file; --workdir needs a directory")
     if not path.exists():
+        foreign = [name for name in RUN_FILES if (workdir / name).exists()]
+        if foreign:
+            raise WorkdirError(
+                f"{workdir} holds {', '.join(foreign)} but no config.json: another run's? Choose another"
+            )
         if jax.process_index() == 0:
             workdir.mkdir(parents=True, exist_ok=True)
             write_atomically(path, json.dumps(ours, indent=2, ensure_ascii=False) + "\n")

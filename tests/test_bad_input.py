@@ -303,7 +303,7 @@ def test_a_prompt_that_is_too_long_is_named_once_the_tokenizer_is_there(
 
 def test_a_workdir_of_another_config_is_refused_with_the_fields(tmp_path: pathlib.Path, no_long_work: None) -> None:
     workdir = tmp_path / "run"
-    train.open_workdir(workdir, {"stage": "pipeline", **train._jsonable(_fields(pipeline()))})
+    train.open_workdir(workdir, {"stage": "pipeline", **train.to_plain(_fields(pipeline()))})
     before = sorted(path.relative_to(workdir) for path in workdir.rglob("*"))
     rate = pipeline().steps[2]["config"]["optimizer"]["learning_rate"]
     changes = {"r1_zero": {"group_size": 8, "optimizer": {"learning_rate": 1e-3}}}

@@ -433,18 +433,21 @@ def test_dynamic_sampling_draws_questions_until_enough_groups_differ(
     def score(text: str, example: Example, rewards: Any, verify: Any) -> Scores:
         easy = zlib.crc32(example.id.encode()) % 2 == 0  # always right: nothing to learn from
         value = 1.0 if easy else float(int(text) % 2)
-        return Scores(value, {"accuracy": Score(value, Status.GRADED, "")})
+        # Other rewards differ everywhere: whether a group teaches something is for the accuracy to say.
+        return Scores(value + int(text) / 1000, {"accuracy": Score(value, Status.GRADED, "")})
 
     monkeypatch.setattr("r1jax.rollout.score_completion", score)
     config = rl_config(preset="dapo", grpo={"overlong_cache": 0}, group_size=8)
     maker, completer = collector(config)
-    graded = maker.collect(0, 0, None, StepTimer())
+    graded, drawn = maker.collect(0, 0, None, StepTimer())
     assert len(graded.examples) == config.prompts
     assert len(completer.limits) > 1, "one draw gives about half of the groups"
-    totals = np.array([s.total for s in graded.scores]).reshape(config.prompts, config.group_size)
-    assert (totals.std(axis=1) > 0).all()
+    right = np.array([s.parts["accuracy"].value for s in graded.scores]).reshape(config.prompts, config.group_size)
+    assert (right.std(axis=1) > 0).all()
+    assert drawn["draws"] == len(completer.limits)
+    assert drawn["accuracy_drawn"] > right.mean(), "the groups that were dropped are all right"
     again, extra = load_graded(maker.path(0))
-    assert extra["draws"] == len(completer.limits)
+    assert extra["drawn"] == drawn == maker.collect(0, 0, None, StepTimer())[1]
     assert [e.id for e in again.examples] == [e.id for e in graded.examples]
     # After the stored rollout the stream of questions goes on where the draws had left it.
     fresh, _ = collector(config)
@@ -473,7 +476,7 @@ def test_the_response_limit_follows_its_schedule(collector: Any, graded_texts: l
 def test_shuffled_rewards_are_the_same_rewards_in_another_order(collector: Any, graded_texts: list[str]) -> None:
     config = rl_config(group_size=8)
     maker, _ = collector(config)
-    graded = maker.collect(0, 0, None, StepTimer())
+    graded, _ = maker.collect(0, 0, None, StepTimer())
     plain, _ = experience.rollout_rewards(graded, config, 12, (0, 0))
     control = dataclasses.replace(config, shuffle_rewards=True)
     shuffled, _ = experience.rollout_rewards(graded, control, 12, (0, 0))
@@ -494,10 +497,11 @@ def test_a_pipeline_skips_what_is_done(tmp_path: pathlib.Path, monkeypatch: pyte
             raise Killed
 
     monkeypatch.setattr(pretrain, "run", fake)
-    stages = {name: (cls, fake) for name, (cls, _) in train.pipeline.SINGLE_STAGES.items()}
+    stages = {name: dataclasses.replace(stage, run=fake) for name, stage in train.pipeline.SINGLE_STAGES.items()}
     monkeypatch.setattr(train.pipeline, "SINGLE_STAGES", stages)
     monkeypatch.setattr(train.pipeline, "write_report", lambda *args, **kwargs: tmp_path / "report.html")
-    monkeypatch.setattr(train.pipeline, "check", lambda *args: None)
+    unchecked = dataclasses.replace(train.STAGES["pipeline"], check=lambda *args: None)
+    monkeypatch.setitem(train.STAGES, "pipeline", unchecked)
     with pytest.raises(Killed):
         train.run(smoke.get_config(), tmp_path)
     train.run(smoke.get_config(), tmp_path)

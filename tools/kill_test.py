@@ -55,6 +55,9 @@ def main() -> int:
     run_to_end(arguments.config, undisturbed)  # of a finished run it checks that it is one, and of this config
     console.print(f"undisturbed run: {time.monotonic() - began:.0f} s")
     names = [name for name in stages_of(undisturbed) if not arguments.stages or name in arguments.stages]
+    if not names or set(arguments.stages) - set(names):
+        console.print(f"--stages={','.join(arguments.stages)}: the stages that train are {stages_of(undisturbed)}")
+        return 2
     kills = run_with_kills(arguments, disturbed, undisturbed, names, console)
     print_kills(kills, console)
     if len(kills) < arguments.kills:
@@ -102,7 +105,7 @@ def run_with_kills(
     names: list[str],
     console: rich.console.Console,
 ) -> list[Kill]:
-    """Runs to the end through all kills: half of them in each stage, at a random share of the stage's way.
+    """Runs to the end through all kills: evenly over the stages, at a random share of the stage's way.
 
     A moment is drawn as a number of rows of metrics.jsonl that must be there, and a part of the time between two rows
     on top; so the kills fall anywhere, whatever the speed of the machine and however often the run has to start again.

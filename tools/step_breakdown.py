@@ -33,14 +33,15 @@ def main() -> int:
     parser.add_argument("run", type=pathlib.Path, help="folder of an RL stage")
     folder = parser.parse_args().run
     console = rich.console.Console(soft_wrap=True)
-    for name in ("model.json", "metrics.jsonl"):
-        if not (folder / name).exists():
-            console.print(f"{folder} holds no {name}: it is not the folder of an RL stage")
-            return 2
+    if not (folder / "model.json").exists() or not (folder / "rollouts").exists():
+        stages = sorted(path.parent.name for path in folder.glob("*/rollouts") if (path.parent / "model.json").exists())
+        hint = f"; of its stages, these are: {', '.join(stages)}" if stages else ""
+        console.print(f"{folder} is not the folder of an RL stage{hint}")
+        return 2
     model = from_config(ModelConfig, json.loads((folder / "model.json").read_text(encoding="utf-8")), "model")
     rows = warm_rollouts(folder / "metrics.jsonl")
     if not rows:
-        console.print(f"{folder} has no rollout without compilations yet")
+        console.print(f"{folder} has no rollout yet during which nothing was compiled")
         return 2
     print_breakdown(model, rows, console)
     return 0
@@ -49,7 +50,10 @@ def main() -> int:
 def warm_rollouts(path: pathlib.Path) -> list[dict[str, Any]]:
     """The rows that end a rollout during which nothing was compiled."""
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    return [row for row in rows if row["time"].get("compilations") == 0 and "matrix_product_rate" in row["time"]]
+    rollouts = [row for row in rows if "rollout" in row["time"]]
+    if rollouts and "matrix_product_rate" not in rollouts[0]["time"]:
+        raise SystemExit(f"{path} was written before runs measured their matrix product rate")
+    return [row for row in rollouts if row["time"]["compilations"] == 0]
 
 
 def print_breakdown(model: ModelConfig, rows: list[dict[str, Any]], console: rich.console.Console) -> None:

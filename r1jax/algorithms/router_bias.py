@@ -38,6 +38,15 @@ def load_max_over_mean(load: Array) -> Array:
     return jnp.where(mean > 0, jnp.max(load, axis=-1) / jnp.where(mean > 0, mean, 1.0), 1.0)
 
 
+def expert_load_metrics(load: Array) -> dict[str, Array]:
+    """Largest over mean load of each MoE layer [M, E], and the worst layer's; nothing without layers."""
+    if load.size == 0:
+        return {}
+    ratios = load_max_over_mean(load)
+    layers = {f"expert_load_max_over_mean/layer_{i}": ratios[i] for i in range(load.shape[0])}
+    return layers | {"expert_load_max_over_mean": jnp.max(ratios)}
+
+
 def is_router_bias(path: str | Iterable[Any]) -> bool:
     """Whether a parameter's path ends in router/bias: such a leaf gets no gradient, decay or part in the clip norm.
 

@@ -27,10 +27,23 @@ def evaluate_examples(
     store: pathlib.Path,
     limit: int | None = None,
 ) -> dict[str, Any]:
-    """The figures of `estimators.summarize` over `samples` answers to each example.
+    """The figures of `estimators.summarize` over `samples` answers to each example; see `answer_examples`."""
+    return summarize(evaluation_of([answer_examples(completer, params, examples, samples, key, rewards, store, limit)]))
 
-    The graded answers are written to `store`; if they lie there already, nothing is sampled or graded again. `limit`
-    is a response limit below the decoder's own.
+
+def answer_examples(
+    completer: Completer,
+    params: Params,
+    examples: Sequence[Example],
+    samples: int,
+    key: Array,
+    rewards: RewardConfig,
+    store: pathlib.Path,
+    limit: int | None = None,
+) -> GradedRollout:
+    """`samples` graded answers to each example, no longer than `limit` tokens.
+
+    They are written to `store`; if they lie there already, nothing is sampled or graded again.
     """
     if store.exists():
         graded, _ = load_graded(store)
@@ -38,7 +51,7 @@ def evaluate_examples(
         rollout, texts = completer.complete(params, examples, samples, key, limit)
         graded = grade(rollout, texts, examples, rewards)
         save_graded(store, graded, {})
-    return summarize(evaluation_of([graded]))
+    return graded
 
 
 def evaluation_of(parts: Sequence[GradedRollout]) -> Evaluation:

@@ -74,7 +74,7 @@ RL_PANELS = (
         "clip",
         "Clipped tokens",
         "share of tokens",
-        (("clip_fraction", "clipped"), ("clip_low", "low"), ("clip_high", "high")),
+        (("clip_low", "low"), ("clip_high", "high")),
         "percent",
     ),
     Panel("ratio", "Largest probability ratio", "new / old policy", (("ratio_max", "max"),)),
@@ -347,7 +347,7 @@ def time_figure(rows: Sequence[Row]) -> Figure | None:
     stack = np.stack(list(parts.values()))
     if len(steps) >= SMOOTH_FROM:
         stack = np.stack([running_mean(values, len(steps) // 40) for values in stack])
-    figure, axes = _canvas(SMALL, "Wall time of a step", "seconds per part", legend=True)
+    figure, axes = _canvas(SMALL, "Wall time of a rollout", "seconds per part", legend=True)
     axes.stackplot(
         steps, stack, labels=list(parts), colors=SECTIONS, step="mid" if len(steps) < 60 else None, linewidth=0
     )

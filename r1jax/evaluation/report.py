@@ -160,7 +160,7 @@ def evaluations(stages: Sequence[StageRecord]) -> list[Measured]:
 def _cards(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
     shown = (
         ("pass@1", "pass_at_1", percent),
-        ("cons@k", "cons_at_k", percent),
+        (f"cons@{after.get('k', 'k')}", "cons_at_k", percent),
         ("response length, tokens", "length_mean", number),
         ("well-formed", "format", percent),
         ("reflection words", "reflection_words", lambda value: number(value, 2)),
@@ -236,7 +236,7 @@ def _stage_table(stages: Sequence[StageRecord]) -> str:
             notes.append(f"pass@1 {_pass_at_1(stage.summary)}")
         duration = "–" if seconds is None else _duration(seconds)
         rows.append([page.text(stage.name), page.text(stage.kind), steps, duration, "; ".join(notes)])
-    return page.table(["stage", "kind", "last step", "wall time", "result"], rows)
+    return page.table(["stage", "kind", "updates", "wall time", "result"], rows)
 
 
 def _curves(stage: StageRecord, figures: Mapping[str, bytes]) -> str:

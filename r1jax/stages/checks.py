@@ -5,8 +5,10 @@ A stage calls these for itself; a pipeline calls them for all of its stages befo
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from jax.sharding import Mesh
 
@@ -34,6 +36,16 @@ def source_of(field: str, config: SourceConfig) -> Sequence[Example]:
         raise ConfigError(f"{field}: {error}") from error
     except OSError as error:
         raise DataError(f"{field}: {error.filename or config.path}: {error.strerror}") from error
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """What can be configured, checked and run in a work directory."""
+
+    config: type
+    # Before any work; gives the model that the stage will leave, if it leaves one.
+    check: Callable[[Any, pathlib.Path, Planned], ModelConfig | None]
+    run: Callable[[Any, pathlib.Path], None]
 
 
 def known_policy(init: PolicySource, workdir: pathlib.Path, planned: Planned) -> tuple[ModelConfig, Tokenizer | None]:

@@ -16,8 +16,8 @@ import time
 import jax
 
 from r1jax.data.sources import SourceConfig
-from r1jax.evaluation.estimators import summarize
-from r1jax.evaluation.evaluator import evaluation_of
+from r1jax.evaluation.estimators import pass_at_1, summarize
+from r1jax.evaluation.evaluator import answer_examples, evaluation_of
 from r1jax.metrics import MetricWriter, Progress
 from r1jax.rewards.combine import RewardConfig
 from r1jax.rollout import (
@@ -26,10 +26,7 @@ from r1jax.rollout import (
     GradedRollout,
     PromptConfig,
     encode_prompts,
-    grade,
-    load_graded,
     sample_row,
-    save_graded,
 )
 from r1jax.sharding import MeshConfig, make_mesh
 from r1jax.stages.checks import Planned, check_asking, known_policy, source_of
@@ -86,18 +83,13 @@ def run(config: EvaluateConfig, workdir: pathlib.Path) -> None:
         for start in range(0, len(examples), per_batch):
             path = workdir / "rollouts" / f"{start:06d}.npz"
             batch = examples[start : start + per_batch]
-            if path.exists():
-                graded, _ = load_graded(path)
-            else:
-                rollout, texts = completer.complete(
-                    policy.params, batch, config.samples, jax.random.fold_in(key, start)
-                )
-                graded = grade(rollout, texts, batch, config.rewards)
-                save_graded(path, graded, {})
-            parts.append(graded)
+            own_key = jax.random.fold_in(key, start)
+            parts.append(
+                answer_examples(completer, policy.params, batch, config.samples, own_key, config.rewards, path)
+            )
             done = start + len(batch)
-            right = [s.parts["accuracy"].value for part in parts for s in part.scores if s.parts["accuracy"].graded]
-            progress.update(done, pass_at_1=sum(right) / max(len(right), 1))
+            so_far = evaluation_of(parts)
+            progress.update(done, pass_at_1=pass_at_1(so_far.correct, so_far.graded)[0])
             if interruption.requested and done < len(examples):
                 interruption.stop(f"question {done} of {len(examples)}")
     with MetricWriter(workdir, tensorboard=False) as writer:

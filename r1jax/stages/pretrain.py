@@ -18,12 +18,11 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
 from r1jax.algorithms.cross_entropy import mtp_acceptance, mtp_loss, next_token_loss
-from r1jax.algorithms.router_bias import is_router_bias, load_max_over_mean
+from r1jax.algorithms.router_bias import expert_load_metrics, is_router_bias
 from r1jax.checkpoint import CheckpointStore
 from r1jax.data.corpus import CorpusConfig, Document, write_corpus
 from r1jax.data.packing import Documents, split_microbatches
@@ -292,15 +291,6 @@ def pretrain_metrics(total: Accumulated) -> dict[str, Array]:
             "mtp_acceptance_sampled": sums["accept_sampled"] / sums["accept_tokens"],
         }
     return metrics | expert_load_metrics(total.load)
-
-
-def expert_load_metrics(load: Array) -> dict[str, Array]:
-    """Largest over mean load of each MoE layer, and the worst layer's."""
-    if load.size == 0:
-        return {}
-    ratios = load_max_over_mean(load)
-    layers = {f"expert_load_max_over_mean/layer_{i}": ratios[i] for i in range(load.shape[0])}
-    return layers | {"expert_load_max_over_mean": jnp.max(ratios)}
 
 
 def corpus_tokenizer(config: PretrainConfig, documents: Sequence[Document], workdir: pathlib.Path) -> Tokenizer:

@@ -30,13 +30,21 @@ from r1jax.algorithms.grpo import (
     grpo_loss,
 )
 from r1jax.algorithms.logprobs import token_logprobs
-from r1jax.algorithms.router_bias import is_router_bias
+from r1jax.algorithms.router_bias import expert_load_metrics, is_router_bias
 from r1jax.checkpoint import CheckpointStore
 from r1jax.data.packing import split_microbatches
 from r1jax.data.pipelines import BatchIterator, example_iterator
 from r1jax.data.tokenizer import Tokenizer
 from r1jax.evaluation.evaluator import evaluate_examples
-from r1jax.metrics import CompileCounter, MetricWriter, Progress, StepTimer, check_finite, matrix_product_rate
+from r1jax.metrics import (
+    CompileCounter,
+    MetricWriter,
+    Progress,
+    StepTimer,
+    check_finite,
+    matrix_product_rate,
+    read_rows,
+)
 from r1jax.model.config import ModelConfig
 from r1jax.model.heads import unembedding
 from r1jax.model.outputs import Output
@@ -51,10 +59,9 @@ from r1jax.rollout import (
 from r1jax.settings import ConfigError
 from r1jax.sharding import make_mesh, shard_batch
 from r1jax.stages.checks import Planned, check_asking, check_divides, check_trainable, known_policy, source_of
-from r1jax.stages.experience import Collector, attach_logprobs, make_minibatches, remove_stored
+from r1jax.stages.experience import Collector, MiniBatch, attach_logprobs, make_minibatches, remove_stored
 from r1jax.stages.interruption import Interruption
 from r1jax.stages.policy import Policy, describe_policy, describe_source, load_policy, save_policy
-from r1jax.stages.pretrain import expert_load_metrics
 from r1jax.stages.rl_config import RLConfig
 from r1jax.stages.state import (
     Accumulated,
@@ -211,6 +218,21 @@ def check_fit(
     check_asking(config.prompt, config.decoding, mesh, model, tokenizer, sources, config.group_size)
 
 
+def summarize_rows(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What a whole run says of itself: how far sampler and trainer were apart, and how much was compiled when."""
+    ends = [row for row in rows if "logprob_gap_max" in row]
+    summary: dict[str, Any] = {
+        "logprob_gap_mean": float(np.mean([row["logprob_gap_mean"] for row in ends])),
+        "logprob_gap_max": max(row["logprob_gap_max"] for row in ends),
+        "kl_ref": ends[-1]["kl_ref"],
+        "entropy": ends[-1]["entropy"],
+    }
+    if "expert_difference" in ends[0]:
+        summary["expert_difference"] = float(np.mean([row["expert_difference"] for row in ends]))
+    compiled = [int(row["time"]["compilations"]) for row in ends]
+    return summary | {"time": {"compilations_first_rollout": compiled[0], "compilations_later": sum(compiled[1:])}}
+
+
 class Loop:
     """One RL run: the pieces, and the loop over rollouts."""
 
@@ -242,6 +264,7 @@ class Loop:
         self.matrix_product_rate = matrix_product_rate(policy.model.dtype)
         self.timer = StepTimer()
         self.compiles = CompileCounter()
+        self.compiled = 0  # compilations that rows have told of
 
     def run(self) -> None:
         """All rollouts that are left, then the policy and the summary."""
@@ -261,6 +284,7 @@ class Loop:
                     progress.update(index + 1, **shown)
             save_policy(self.workdir, state.train.params, config.rollouts)
             summary = {"stage": "rl", "rollouts": config.rollouts, "updates": int(state.train.step)}
+            summary |= summarize_rows(read_rows(self.workdir / "metrics.jsonl"))
             write_atomically(self.workdir / "summary.json", json.dumps(summary, indent=2) + "\n")
             self.interruption.pass_on()
 
@@ -278,53 +302,58 @@ class Loop:
 
     def rollout(self, state: RLState, index: int, done: int) -> tuple[RLState, dict[str, float]]:
         """Collects rollout `index` and makes its updates, the first `done` of which were made before a stop."""
-        config, timer = self.config, self.timer
-        began, compiled = time.monotonic(), self.compiles.count
+        config, began = self.config, time.monotonic()
         first = index * config.updates_per_rollout
-        graded, drawn = self.collector.collect(index, first, state.train.params, timer)
+        graded, drawn = self.collector.collect(index, first, state.train.params, self.timer)
         if self.interruption.requested and not done:
             self.save(state, index, 0)
             self.interruption.stop(f"rollout {index + 1} of {config.rollouts}, sampled and graded")
-        with timer("pack"):
-            minibatches, values = make_minibatches(graded, index, config.response_limit(first), config)
-        with timer("logprobs"):
+        minibatches, values = self.batches_of(state, graded, index)
+        values |= measure(graded) | drawn | {"length_limit": float(config.response_limit(first))}
+        for number in range(done, config.updates_per_rollout):
+            step = first + number + 1
+            state, row = self.update(state, minibatches[number % config.minibatches], step)
+            if number < config.updates_per_rollout - 1:
+                self.writer.write(step, row)
+                if self.interruption.requested:
+                    self.save(state, index, number + 1)
+                    self.interruption.stop(f"update {step} of {config.rollouts * config.updates_per_rollout}")
+            else:
+                speed = float(np.sum(graded.rollout.response_lengths)) / (time.monotonic() - began)
+                self.writer.write(step, row | values, self.clock() | {"tokens_per_second": speed})
+                self.log_samples(graded, index, step)
+        self.finish_rollout(state, index)
+        shown = {name: values[name] for name in ("reward", "accuracy", "length_mean") if name in values}
+        return state, shown | {"tokens_per_second": speed}
+
+    def batches_of(self, state: RLState, graded: GradedRollout, index: int) -> tuple[list[MiniBatch], dict[str, float]]:
+        """The mini-batches of a rollout, with advantages and log-probs, and their metrics."""
+        limit = self.config.response_limit(index * self.config.updates_per_rollout)
+        with self.timer("pack"):
+            minibatches, values = make_minibatches(graded, index, limit, self.config)
+        with self.timer("logprobs"):
             path = self.collector.path(index).with_suffix(".logprobs.npz")
             minibatches, gaps = attach_logprobs(
                 minibatches, graded, self.trainer.score, state.train.params, state.reference, path
             )
-        values |= gaps | measure(graded) | drawn | {"length_limit": float(config.response_limit(first))}
-        sampled = float(np.sum(graded.rollout.response_lengths))
-        for number in range(done, config.updates_per_rollout):
-            step = first + number + 1
-            mini = minibatches[number % config.minibatches]
-            with timer("update") as wait:
-                train, metrics = wait(self.trainer.update(state.train, mini.batch))
-            row = {name: float(value) for name, value in jax.device_get(metrics).items()}
-            check_finite(
-                {"loss": row["loss"], "grad_norm": row["grad_norm"]},
-                step,
-                self.workdir,
-                partial(jax.tree.map, np.asarray, mini.batch),
-            )
-            reference = state.reference
-            if config.reference_every and step % config.reference_every == 0:
-                reference = copy_params(train.params)
-            state = RLState(train, reference)
-            seconds: dict[str, float] = {}
-            if number == config.updates_per_rollout - 1:
-                row |= values
-                elapsed = time.monotonic() - began
-                seconds = timer.take() | {"tokens_per_second": sampled / elapsed}
-                seconds |= {"compilations": self.compiles.count - compiled}
-                seconds |= {"matrix_product_rate": self.matrix_product_rate}
-                self.log_samples(graded, index, step)
-            self.writer.write(step, row, seconds)
-            if number < config.updates_per_rollout - 1 and self.interruption.requested:
-                self.save(state, index, number + 1)
-                self.interruption.stop(f"update {step} of {config.rollouts * config.updates_per_rollout}")
-        self.finish_rollout(state, index)
-        shown = {name: values[name] for name in ("reward", "accuracy", "length_mean") if name in values}
-        return state, shown | {"tokens_per_second": seconds["tokens_per_second"]}
+        return minibatches, values | gaps
+
+    def update(self, state: RLState, mini: MiniBatch, step: int) -> tuple[RLState, dict[str, float]]:
+        """One update, and the refresh of the reference where it is due."""
+        with self.timer("update") as wait:
+            train, metrics = wait(self.trainer.update(state.train, mini.batch))
+        row = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        watched = {name: row[name] for name in ("loss", "grad_norm")}
+        check_finite(watched, step, self.workdir, partial(jax.tree.map, np.asarray, mini.batch))
+        every = self.config.reference_every
+        refresh = bool(every) and step % every == 0
+        return RLState(train, copy_params(train.params) if refresh else state.reference), row
+
+    def clock(self) -> dict[str, float]:
+        """Seconds of every section and compilations since the last call, also of evaluations and checkpoints."""
+        compilations, self.compiled = self.compiles.count - self.compiled, self.compiles.count
+        rate = {"matrix_product_rate": self.matrix_product_rate}
+        return self.timer.take() | {"compilations": compilations} | rate
 
     def finish_rollout(self, state: RLState, index: int) -> None:
         """Evaluates and saves where it is due, and stops where it was asked."""
