@@ -107,9 +107,7 @@ class MetricWriter:
     `rewind` with the state of the checkpoint it resumes from, or with None when it starts from the beginning.
     """
 
-    def __init__(
-        self, workdir: str | os.PathLike[str], tensorboard: bool = True, wandb_project: str | None = None
-    ) -> None:
+    def __init__(self, workdir: str | os.PathLike[str], tensorboard: bool = True, wandb_project: str = "") -> None:
         """Names the files in `workdir`, which is made if need be; W&B needs the extra `wandb`."""
         self.workdir = pathlib.Path(workdir)
         self.workdir.mkdir(parents=True, exist_ok=True)

@@ -213,7 +213,7 @@ def sample_row(graded: GradedRollout, index: int, step: int, prompt: PromptConfi
         "step": step,
         "id": example.id,
         "task": example.task,
-        "prompt": render_prompt(prompt.template, example.question, "", example.language),
+        "prompt": render_prompt(prompt.template, example.question, prompt.few_shot, example.language),
         "completion": graded.texts[index],
         "answer": example.answer,
         "rewards": {name: _score_json(score) for name, score in scores.parts.items()},

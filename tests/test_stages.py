@@ -288,7 +288,7 @@ def test_evaluation_stopped_and_killed_grades_every_answer_once(base: pathlib.Pa
     graded_texts.clear()
     ends = run_with_stops(
         lambda: evaluate.run(config, parts),
-        [(evaluate, "save_graded", 1, True, terminate), (evaluate, "save_graded", 1, True, kill)],
+        [(evaluate, "answer_examples", 1, True, terminate), (evaluate, "answer_examples", 1, True, kill)],
     )
     assert str(ends[0]) == "stopped by SIGTERM at question 4 of 8; everything is saved, run the same command to go on"
     assert graded_texts == graded_once

@@ -122,6 +122,7 @@ class PretrainConfig:
     checkpoint_every: int = 100
     keep: int = 2
     tensorboard: bool = True
+    wandb_project: str = ""  # also log to this project of Weights & Biases (extra `wandb`); empty: do not
 
     def __post_init__(self) -> None:
         if self.rows % (self.micro_rows or self.rows):
@@ -161,7 +162,7 @@ def run(
     batches = packed_iterator(packed, config.row_length, config.rows, config.seed)
     trainer = Trainer(config, model, mesh)
     store = CheckpointStore(workdir / "checkpoints", config.keep)
-    with MetricWriter(workdir, config.tensorboard) as writer, Interruption() as interruption:
+    with MetricWriter(workdir, config.tensorboard, config.wandb_project) as writer, Interruption() as interruption:
         if store.latest() is None:
             writer.rewind(None)
             state = create_state(model, trainer.optimizer, jax.random.key(config.seed), mesh)
@@ -196,7 +197,7 @@ def train(
 ) -> TrainState:
     """The loop: batch, update, log, save."""
     start = int(state.step)
-    tokens_seen, since = 0, time.monotonic()
+    tokens_seen, compiled, since = 0, 0, time.monotonic()
     with Progress("pretrain", config.steps, start) as progress, CompileCounter() as compiles:
         watch = LossWatch(workdir)
         for step in range(start + 1, config.steps + 1):
@@ -208,7 +209,9 @@ def train(
                 watch.settle()
                 values = {name: float(value) for name, value in jax.device_get(metrics).items()}
                 rate = tokens_seen / (time.monotonic() - since)
-                writer.write(step, values, {"tokens_per_second": rate, "compilations": compiles.count})
+                clock = {"tokens_per_second": rate, "compilations": compiles.count - compiled}  # since the last row
+                compiled = compiles.count
+                writer.write(step, values, clock)
                 progress.update(step, loss=values["loss"], tokens_per_second=rate)
                 tokens_seen, since = 0, time.monotonic()
             if step % config.checkpoint_every == 0 or step == config.steps or interruption.requested:

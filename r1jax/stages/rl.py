@@ -269,7 +269,8 @@ class Loop:
     def run(self) -> None:
         """All rollouts that are left, then the policy and the summary."""
         config = self.config
-        with MetricWriter(self.workdir, config.tensorboard) as self.writer, Interruption() as self.interruption:
+        writer = MetricWriter(self.workdir, config.tensorboard, config.wandb_project)
+        with writer as self.writer, Interruption() as self.interruption:
             state, index, done = self.resume()
             self.completer.sampler.warmup()
             with Progress("rl", config.rollouts, index) as progress, self.compiles:

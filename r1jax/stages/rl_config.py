@@ -56,6 +56,7 @@ class RLConfig:
     checkpoint_every: int = 10  # rollouts
     keep: int = 2
     tensorboard: bool = True
+    wandb_project: str = ""  # also log to this project of Weights & Biases (extra `wandb`); empty: do not
 
     def __post_init__(self) -> None:
         if self.preset not in GRPO_PRESETS:
