@@ -145,7 +145,7 @@ FIELDS: list[tuple[str, dict[str, Any], str]] = [
     (
         "misspelt model field",
         {"pretrain": {"model": {"overrides": {"widht": 32}}}},
-        "steps[pretrain].config: model.widht: unknown field of ModelConfig. Did you mean 'width'?",
+        "steps[pretrain].config.model: widht: unknown field of ModelConfig. Did you mean 'width'?",
     ),
     (
         "unknown kind of source",
@@ -190,7 +190,7 @@ def test_an_unknown_task_is_named_with_close_ones(tmp_path: pathlib.Path, no_lon
 
 def test_an_unknown_parameter_of_the_tasks_is_named(tmp_path: pathlib.Path, no_long_work: None) -> None:
     shown = refused(pipeline(r1_zero={"source": {"params": {"operand": 3}}}), tmp_path / "run", ConfigError)
-    assert "steps[r1_zero].config: source: params: ['operand'] are not among [" in shown
+    assert "steps[r1_zero].config.source: params: ['operand'] are not among [" in shown
 
 
 ROWS: list[tuple[str, str, str]] = [

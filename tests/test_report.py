@@ -57,7 +57,7 @@ def rl_rows(steps: int, rng: np.random.Generator) -> list[dict[str, Any]]:
             "reflection_words": 0.2 + 0.5 * share,
             "kl_ref": 0.05 * share,
             "entropy": 0.35 - 0.3 * share,
-            "clip_fraction": 0.004 * rng.random(),
+            "clip_high": 0.004 * rng.random(),
             "ratio_max": 1.2 + 0.3 * rng.random(),
             "logprob_gap_mean": 2e-6 * (1 + 0.2 * rng.random()),
             "logprob_gap_max": 8e-5 * (1 + rng.random()),
@@ -282,7 +282,7 @@ def test_layers_are_read_from_lists_and_from_names() -> None:
 
 
 def test_parts_of_a_step_exclude_rates_and_totals() -> None:
-    rows = [{"step": 0, "time": {"rollout": 2.0, "update": 3.0, "tokens_per_second": 9.0, "total": 5.0}}]
+    rows = [{"step": 0, "time": {"rollout": 2.0, "update": 3.0, "tokens_per_second": 9.0, "step": 5.0}}]
     assert list(plots.time_sections(rows)) == ["update", "rollout"]
 
 

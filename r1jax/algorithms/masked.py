@@ -22,12 +22,6 @@ def masked_sum(values: Array, mask: Array, axis: Axis = None) -> Array:
     return jnp.sum(jnp.where(mask != 0, values, 0), axis=axis)
 
 
-def masked_mean(values: Array, mask: Array, axis: Axis = None) -> Array:
-    """Mean of `values` where `mask` is nonzero; 0 where nothing is selected."""
-    count = jnp.sum(mask != 0, axis=axis)
-    return masked_sum(values, mask, axis) / jnp.maximum(count, 1)
-
-
 def masked_max(values: Array, mask: Array, axis: Axis = None) -> Array:
     """Largest of `values` where `mask` is nonzero; -inf where nothing is selected."""
     chex.assert_equal_shape([values, mask])

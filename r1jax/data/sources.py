@@ -269,6 +269,8 @@ class SourceConfig:
             default = {} if field.name == "params" else field.default
             if field.name not in used and getattr(self, field.name) != default:
                 raise ValueError(f"{field.name}: a source of kind {self.kind!r} does not use this field")
+        if self.kind == "tasks":
+            _task_config(self)  # says what is wrong with the parameters
 
 
 def _file_source(config: SourceConfig) -> list[Example]:
@@ -291,7 +293,7 @@ def _reasoning_gym_source(config: SourceConfig) -> list[Example]:
     )
 
 
-def _tasks_source(config: SourceConfig) -> list[Example]:
+def _task_config(config: SourceConfig) -> tasks.TaskConfig:
     names = [f.name for f in dataclasses.fields(tasks.TaskConfig)]
     fixed = {"size", "seed", "split"}
     wrong = [name for name in config.params if name not in names or name in fixed]
@@ -302,7 +304,11 @@ def _tasks_source(config: SourceConfig) -> list[Example]:
         values["size"] = config.size
     if config.split:
         values["split"] = config.split
-    return tasks.make_examples(tasks.TaskConfig(**values))
+    return tasks.TaskConfig(**values)
+
+
+def _tasks_source(config: SourceConfig) -> list[Example]:
+    return tasks.make_examples(_task_config(config))
 
 
 SOURCES: dict[str, Callable[[SourceConfig], list[Example]]] = {

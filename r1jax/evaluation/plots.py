@@ -36,20 +36,7 @@ SMALL = (4.4, 2.75)
 DPI = 170
 SMOOTH_FROM = 120  # points from which a running mean is drawn over the raw values
 # Fields of a row's "time" that are not seconds of a part of the step.
-NOT_SECTIONS = (
-    "compilations",
-    "total",
-    "step",
-    "elapsed",
-    "wall",
-    "wall_time",
-    "seconds",
-    "time",
-    "now",
-    "timestamp",
-    "unix",
-    "matrix_product_rate",
-)
+NOT_SECTIONS = ("compilations", "step", "elapsed", "unix", "matrix_product_rate")
 
 
 @dataclasses.dataclass(frozen=True)

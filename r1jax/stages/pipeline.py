@@ -42,7 +42,7 @@ class Step:
 
     def __post_init__(self) -> None:
         if self.stage not in SINGLE_STAGES:
-            raise ValueError(f"stage: {self.stage!r} is not one of {sorted(SINGLE_STAGES)}")
+            raise ValueError(f"{self.name!r}: stage: {self.stage!r} is not one of {sorted(SINGLE_STAGES)}")
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", self.name):
             raise ValueError(f"name: {self.name!r} cannot be a folder's name")
 

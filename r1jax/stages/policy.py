@@ -14,7 +14,7 @@ from r1jax.checkpoint import CheckpointStore
 from r1jax.data.tokenizer import SENTENCEPIECE_FILE, HuggingFaceTokenizer, SentencePieceTokenizer, Tokenizer
 from r1jax.model.config import ModelConfig
 from r1jax.model.presets import get_preset
-from r1jax.settings import ConfigError, from_config
+from r1jax.settings import ConfigError, from_config, to_plain
 from r1jax.stages.state import placed_abstract_params
 from r1jax.types import Params
 from r1jax.weights.gguf import GGUFFile, gguf_config, gguf_tokenizer, load_gguf, locate_smollm2
@@ -28,14 +28,16 @@ class ModelChoice:
     preset: str = "tiny_mla_moe"
     overrides: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # fields of ModelConfig, nested as there
 
+    def __post_init__(self) -> None:
+        try:
+            self.build()
+        except ConfigError as error:  # a plain ValueError gets the path of this config in front
+            raise ValueError(str(error).removeprefix("model.")) from error
+
     def build(self, **fixed: Any) -> ModelConfig:
         """The model's configuration; `fixed` fields come from the stage (the tokenizer's vocabulary size)."""
         base = _as_dict(get_preset(self.preset))
-        return from_config(ModelConfig, _merge(base, {**_plain(self.overrides), **fixed}), "model")
-
-
-def _plain(value: Any) -> Any:
-    return {name: _plain(item) for name, item in value.items()} if hasattr(value, "items") else value
+        return from_config(ModelConfig, _merge(base, {**to_plain(self.overrides), **fixed}), "model")
 
 
 def _merge(base: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
