@@ -302,7 +302,7 @@ def test_a_signal_at_the_very_end_of_a_stage_stops_what_comes_after(base: pathli
         evaluate.EvaluateConfig, stage_fields("evaluate", init={"kind": "stage", "path": str(base)}, source={"size": 4})
     )
     with pytest.MonkeyPatch.context() as patch:
-        fail_at(patch, evaluate, "save_graded", 1, True, terminate)  # of one
+        fail_at(patch, evaluate, "answer_examples", 1, True, terminate)  # of one
         with pytest.raises(Interrupted, match="stopped by SIGTERM as the stage ended"):
             evaluate.run(config, tmp_path)
     assert (tmp_path / "summary.json").exists()
