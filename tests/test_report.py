@@ -295,3 +295,11 @@ def test_short_parts_of_a_step_are_drawn_as_one() -> None:
         "logprobs": 3.0,
         "other": 0.75,
     }
+
+
+def test_the_wall_time_of_a_stage_adds_up_over_its_processes(tmp_path: Path) -> None:
+    rows = [{"step": i, "time": {"elapsed": t}} for i, t in enumerate((5.0, 60.0, 4.0, 30.0, 2.0, 11.0))]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    stage = records.StageRecord("rl", tmp_path)
+    assert report._stage_seconds(stage) == 60 + 30 + 11
+    assert report._duration(report._stage_seconds(stage)) == "1 min 41 s"

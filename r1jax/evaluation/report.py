@@ -8,6 +8,7 @@ summary of an evaluation uses the names of `estimators.summarize`.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -211,15 +212,15 @@ def _duration(seconds: float) -> str:
 
 
 def _stage_seconds(stage: StageRecord) -> float | None:
-    """Wall time of a stage: what its summary says, else the sum over its steps' parts or since its start."""
-    said = stage.summary.get("seconds", (stage.summary.get("time") or {}).get("seconds"))
+    """Wall time of a stage: what its summary says, else until its last row, added up over its processes."""
+    said = stage.summary.get("seconds")
     if isinstance(said, int | float):
         return float(said)
-    sections = plots.time_sections(stage.rows)
-    if sections:
-        return sum(float(line.values.sum()) for line in sections.values())
     elapsed = series(stage.rows, "time/elapsed")
-    return None if elapsed is None else elapsed.last
+    if elapsed is None:
+        return None
+    # A process that goes on counts from 0 again: what the one before had reached is added.
+    return float(sum(a for a, b in itertools.pairwise(elapsed.values) if b < a)) + elapsed.last
 
 
 def _stage_table(stages: Sequence[StageRecord]) -> str:
@@ -236,6 +237,8 @@ def _stage_table(stages: Sequence[StageRecord]) -> str:
             notes.append(f"pass@1 {_pass_at_1(stage.summary)}")
         duration = "–" if seconds is None else _duration(seconds)
         rows.append([page.text(stage.name), page.text(stage.kind), steps, duration, "; ".join(notes)])
+    total = sum(seconds for stage in stages if (seconds := _stage_seconds(stage)) is not None)
+    rows.append(["all", "", "", _duration(total), ""])
     return page.table(["stage", "kind", "updates", "wall time", "result"], rows)
 
 
