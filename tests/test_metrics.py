@@ -229,3 +229,12 @@ def test_an_atomic_write_replaces_the_whole_file(tmp_path):
     write_atomically(tmp_path / "summary.json", "new")
     assert (tmp_path / "summary.json").read_text() == "new"
     assert [path.name for path in tmp_path.iterdir()] == ["summary.json"]
+
+
+def test_a_folder_with_files_of_an_unknown_run_is_left_alone(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text("{}\n")
+    with pytest.raises(WorkdirError, match=r"holds metrics.jsonl but no config.json: another run's"):
+        open_workdir(tmp_path, {"steps": 1})
+    assert (tmp_path / "metrics.jsonl").read_text() == "{}\n"
+    with pytest.raises(WorkdirError, match=r"metrics.jsonl is a file; --workdir needs a directory"):
+        open_workdir(tmp_path / "metrics.jsonl", {"steps": 1})

@@ -263,8 +263,8 @@ def test_rl_stopped_and_killed_anywhere_ends_as_if_undisturbed(
             (rl.Collector, "collect", 2, False, kill),  # between rollouts
             (experience, "save_graded", 1, True, terminate),  # sampled and graded, no update made
             (rl, "attach_logprobs", 1, False, kill),  # before the log-probs of a stored rollout
-            (rl, "evaluate_examples", 1, False, kill),  # in the evaluation after the second rollout
-            (rl, "evaluate_examples", 1, True, kill),  # evaluated, not yet written
+            (rl, "answer_examples", 1, False, kill),  # in the evaluation after the second rollout
+            (rl, "answer_examples", 1, True, kill),  # evaluated, not yet written
             (rl.CheckpointStore, "save", 1, True, kill),  # right after a checkpoint
             (rl.CheckpointStore, "save", 1, False, kill),  # all updates made, not saved
             (rl, "save_policy", 1, True, kill),  # all but the summary

@@ -8,27 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from r1jax.evaluation.estimators import Evaluation, summarize
+from r1jax.evaluation.estimators import Evaluation
 from r1jax.rewards.answer import extract_final_answer
 from r1jax.rewards.combine import RewardConfig
 from r1jax.rewards.language import language_share, reflection_count, thought_of
 from r1jax.rewards.math_accuracy import answer_key
 from r1jax.rollout import Completer, GradedRollout, grade, load_graded, save_graded
 from r1jax.types import Array, Example, Params, Score
-
-
-def evaluate_examples(
-    completer: Completer,
-    params: Params,
-    examples: Sequence[Example],
-    samples: int,
-    key: Array,
-    rewards: RewardConfig,
-    store: pathlib.Path,
-    limit: int | None = None,
-) -> dict[str, Any]:
-    """The figures of `estimators.summarize` over `samples` answers to each example; see `answer_examples`."""
-    return summarize(evaluation_of([answer_examples(completer, params, examples, samples, key, rewards, store, limit)]))
 
 
 def answer_examples(

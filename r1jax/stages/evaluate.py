@@ -16,8 +16,8 @@ import time
 import jax
 
 from r1jax.data.sources import SourceConfig
-from r1jax.evaluation.estimators import pass_at_1, summarize
-from r1jax.evaluation.evaluator import answer_examples, evaluation_of
+from r1jax.evaluation.estimators import summarize
+from r1jax.evaluation.evaluator import answer_examples, evaluation_of, is_right
 from r1jax.metrics import MetricWriter, Progress
 from r1jax.rewards.combine import RewardConfig
 from r1jax.rollout import (
@@ -79,6 +79,7 @@ def run(config: EvaluateConfig, workdir: pathlib.Path) -> None:
     key = jax.random.key(config.seed)
     began = time.monotonic()
     parts: list[GradedRollout] = []
+    right: list[bool] = []
     with Interruption() as interruption, Progress("evaluate", len(examples)) as progress:
         for start in range(0, len(examples), per_batch):
             path = workdir / "rollouts" / f"{start:06d}.npz"
@@ -88,8 +89,9 @@ def run(config: EvaluateConfig, workdir: pathlib.Path) -> None:
                 answer_examples(completer, policy.params, batch, config.samples, own_key, config.rewards, path)
             )
             done = start + len(batch)
-            so_far = evaluation_of(parts)
-            progress.update(done, pass_at_1=pass_at_1(so_far.correct, so_far.graded)[0])
+            accuracies = [scores.parts["accuracy"] for scores in parts[-1].scores]
+            right += [is_right(score) for score in accuracies if score.graded]
+            progress.update(done, pass_at_1=sum(right) / max(len(right), 1))
             if interruption.requested and done < len(examples):
                 interruption.stop(f"question {done} of {len(examples)}")
     with MetricWriter(workdir, tensorboard=False) as writer:

@@ -123,7 +123,7 @@ class Collector:
                 "draws?"
             )
         graded = select_groups(graded, np.arange(len(graded.examples)) < self.config.prompts)
-        drawn = {"draws": float(draw + 1), "accuracy_drawn": right / max(answers, 1)}
+        drawn = {"draws": float(draw + 1)} | ({"accuracy_drawn": right / answers} if answers else {})
         save_graded(self.path(index), graded, {"batches": self.batches.get_state(), "drawn": drawn})
         return graded, drawn
 

@@ -35,7 +35,8 @@ from r1jax.checkpoint import CheckpointStore
 from r1jax.data.packing import split_microbatches
 from r1jax.data.pipelines import BatchIterator, example_iterator
 from r1jax.data.tokenizer import Tokenizer
-from r1jax.evaluation.evaluator import evaluate_examples
+from r1jax.evaluation.estimators import summarize
+from r1jax.evaluation.evaluator import answer_examples, evaluation_of
 from r1jax.metrics import (
     CompileCounter,
     MetricWriter,
@@ -384,7 +385,7 @@ class Loop:
             return
         with self.timer("evaluation"):
             key = jax.random.fold_in(jax.random.key(self.config.seed), 3)
-            figures = evaluate_examples(
+            answers = answer_examples(
                 self.completer,
                 state.train.params,
                 self.evaluation,
@@ -394,6 +395,7 @@ class Loop:
                 self.workdir / "evaluations" / f"{step:06d}.npz",
                 self.config.response_limit(step),
             )
+        figures = summarize(evaluation_of([answers]))
         names = ("pass_at_1", "pass_at_1_se", "cons_at_k", "length_mean", "format", "language", "truncation_rate")
         self.writer.write(step, {f"eval/{name}": figures[name] for name in names if figures[name] is not None})
 
