@@ -13,6 +13,7 @@ the whole of it or nothing that is ever read.
 
 from __future__ import annotations
 
+import concurrent.futures
 import dataclasses
 import errno
 import hashlib
@@ -21,7 +22,7 @@ import logging
 import os
 import pathlib
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -143,7 +144,7 @@ class CheckpointStore:
         except Exception as error:
             if jax.process_index() == 0:
                 shutil.rmtree(partial, ignore_errors=True)
-            if _is_disk_full(error):
+            if is_disk_full(error):
                 raise DiskFullError(self._disk_full_message(step)) from error
             raise
         self._barrier("end", step)
@@ -186,6 +187,48 @@ class CheckpointStore:
         leaves = [_finish(leaf, loaded.get(name)) for name, leaf in wanted.items()]
         metadata = json.loads((path / "metadata.json").read_text(encoding="utf-8"))
         return step, jax.tree.unflatten(jax.tree.structure(target), leaves), metadata
+
+    def adopt(self, step: int, folder: pathlib.Path, metadata: Mapping[str, Any] | None = None) -> None:
+        """Makes a checkpoint of a folder that was filled elsewhere on this file system, and moves it here.
+
+        Args:
+            step: number of the step; there must be no checkpoint of it yet.
+            folder: holds nothing but `arrays/`, a complete orbax checkpoint of one flat tree.
+            metadata: as for `save`.
+
+        Raises:
+            CheckpointError: the step exists.
+            DiskFullError: the file system is full; the folder stays where it is, and can be adopted later.
+        """
+        final = self._path(step)
+        if final.exists():
+            raise CheckpointError(f"{final} exists already")
+        text = json.dumps(dict(metadata or {}), ensure_ascii=False, sort_keys=True)
+        saved = ocp.metadata(folder / "arrays").metadata
+        try:
+            (folder / "metadata.json").write_text(text, encoding="utf-8")
+            leaves = {name: _Leaf(tuple(leaf.shape), str(leaf.dtype)) for name, leaf in saved.items()}
+            _write_manifest(folder, step, leaves)
+            _sync_tree(folder)
+            self.directory.mkdir(parents=True, exist_ok=True)
+            folder.rename(final)
+            _sync(self.directory)
+        except OSError as error:
+            if is_disk_full(error):
+                raise DiskFullError(self._disk_full_message(step)) from error
+            raise
+
+    def open_arrays(self) -> tuple[pathlib.Path, dict[str, tuple[tuple[int, ...], str]]]:
+        """The arrays of the newest whole checkpoint, for a reader of slices: their folder, name -> (shape, type).
+
+        Raises:
+            CheckpointError: nothing is there, or all is damaged.
+        """
+        step = self.latest()
+        if step is None:
+            raise CheckpointError(f"{self.directory}: no checkpoint to read")
+        leaves = _read_manifest(self._path(step), step)["leaves"]
+        return self._path(step) / "arrays", {name: (tuple(leaf[0]), leaf[1]) for name, leaf in leaves.items()}
 
     def _path(self, step: int) -> pathlib.Path:
         return self.directory / f"{_PREFIX}{step:08d}"
@@ -343,6 +386,13 @@ def _checksum(path: pathlib.Path) -> tuple[int, str]:
         return file.tell(), digest.hexdigest()
 
 
+def _checksums(paths: Iterable[pathlib.Path]) -> Iterator[tuple[pathlib.Path, tuple[int, str]]]:
+    """(path, (size, SHA-256)) of every file, on all cores: hashing leaves the interpreter's lock alone."""
+    paths = list(paths)
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        yield from zip(paths, pool.map(_checksum, paths), strict=True)
+
+
 def _canonical(body: Any) -> bytes:
     return json.dumps(body, sort_keys=True, ensure_ascii=True).encode()
 
@@ -352,7 +402,7 @@ def _write_manifest(directory: pathlib.Path, step: int, leaves: dict[str, _Leaf]
         "format": _FORMAT,
         "step": step,
         "leaves": {name: [list(leaf.shape), leaf.dtype, leaf.key_impl] for name, leaf in leaves.items()},
-        "files": {path.relative_to(directory).as_posix(): list(_checksum(path)) for path in _files(directory)},
+        "files": {path.relative_to(directory).as_posix(): list(sums) for path, sums in _checksums(_files(directory))},
     }
     # The manifest carries its own checksum, so that no flipped byte anywhere goes unseen.
     text = json.dumps({"body": body, "sha256": hashlib.sha256(_canonical(body)).hexdigest()}, indent=1)
@@ -379,13 +429,15 @@ def _read_manifest(directory: pathlib.Path, step: int) -> dict[str, Any]:
 def _verify(directory: pathlib.Path, step: int) -> dict[str, Any]:
     """The manifest's body, once every file it names is there with the right size and SHA-256."""
     body = _read_manifest(directory, step)
-    for name, (size, digest) in body["files"].items():
+    for name, (size, _) in body["files"].items():
         path = directory / name
         if not path.is_file():
             raise _DamagedError(f"{name} is missing")
         if path.stat().st_size != size:
             raise _DamagedError(f"{name} has {path.stat().st_size} bytes instead of {size}")
-        if _checksum(path)[1] != digest:
+    for path, (_, digest) in _checksums(directory / name for name in body["files"]):
+        name = path.relative_to(directory).as_posix()
+        if digest != body["files"][name][1]:
             raise _DamagedError(f"{name} does not match its checksum")
     return body
 
@@ -404,7 +456,7 @@ def _sync_tree(directory: pathlib.Path) -> None:
     _sync(directory)
 
 
-def _is_disk_full(error: BaseException | None) -> bool:
+def is_disk_full(error: BaseException | None) -> bool:
     """Whether the file system was full: the error itself, or tensorstore's words for it anywhere in the chain."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):

@@ -119,7 +119,7 @@ def write_gguf(
 def test_order_of_rotated_dimensions_by_hand() -> None:
     # Two heads of 4 dimensions: llama.cpp stores 0, 2, 1, 3 of each head, so that pairs (0, 2) and (1, 3) touch.
     stored = np.array([0, 2, 1, 3, 10, 12, 11, 13], np.float32)
-    split = names.LAYOUTS["to_rotary_heads"](stored, 4)
+    split = names.to_parameter(names.Source("attn_q.bias", (8,), ("q", "bias"), "rotary"), stored, (2, 4))
     np.testing.assert_array_equal(split, [[0, 1, 2, 3], [10, 11, 12, 13]])
 
 
@@ -186,18 +186,18 @@ def test_missing_unknown_and_misshapen_tensors_are_named(tmp_path: Path) -> None
     write_gguf(path, edit=lambda tensors: tensors.pop("blk.1.ffn_up.weight"))
     with pytest.raises(WeightsError, match=r"lacks tensors: blk\.1\.ffn_up\.weight"):
         load_gguf(path)
-    write_gguf(path, edit=lambda tensors: tensors.update({"rope_freqs.weight": np.ones(8, np.float32)}))
-    with pytest.raises(WeightsError, match=r"has unknown tensors: rope_freqs\.weight"):
+    write_gguf(path, edit=lambda tensors: tensors.update({"rope_factors_long.weight": np.ones(8, np.float32)}))
+    with pytest.raises(WeightsError, match=r"has unknown tensors: rope_factors_long\.weight"):
         load_gguf(path)
     write_gguf(path, edit=lambda tensors: tensors.update({"blk.0.ffn_gate.weight": np.ones((FFN, 8), np.float32)}))
-    with pytest.raises(WeightsError, match=r"tensor blk\.0\.ffn_gate\.weight has shape \(96, 8\)"):
+    with pytest.raises(WeightsError, match=r"tensor blk\.0\.ffn_gate\.weight has shape \[96, 8\]"):
         load_gguf(path)
     # The transpose has as many elements: it must not pass for the right one.
     write_gguf(path, edit=lambda tensors: tensors.update({"blk.0.ffn_gate.weight": np.ones((WIDTH, FFN), np.float32)}))
-    with pytest.raises(WeightsError, match=r"tensor blk\.0\.ffn_gate\.weight has shape \(64, 96\)"):
+    with pytest.raises(WeightsError, match=r"tensor blk\.0\.ffn_gate\.weight has shape \[64, 96\]"):
         load_gguf(path)
     write_gguf(path, edit=lambda tensors: tensors.update({"blk.0.attn_v.weight": np.ones((16, 128), np.float32)}))
-    with pytest.raises(WeightsError, match=r"tensor blk\.0\.attn_v\.weight has shape \(16, 128\)"):
+    with pytest.raises(WeightsError, match=r"tensor blk\.0\.attn_v\.weight has shape \[16, 128\]"):
         load_gguf(path)
 
 

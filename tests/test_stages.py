@@ -234,7 +234,7 @@ def test_pretraining_stopped_and_killed_ends_as_if_undisturbed(base: pathlib.Pat
     ends = run_with_stops(
         lambda: pretrain.run(pretrain_config(), folder),
         [
-            (pretrain, "describe_policy", 1, True, kill),  # the tokenizer is there, nothing else
+            (pretrain, "write_description", 1, True, kill),  # the tokenizer is there, nothing else
             (PretrainTrainer, "update", 3, True, kill),  # before any checkpoint: from the beginning
             (PretrainTrainer, "update", 2, True, terminate),  # saves at a step that is no multiple of anything
             (PretrainTrainer, "update", 4, False, kill),  # after the checkpoint of step 4

