@@ -141,6 +141,32 @@ def test_a_lower_limit_gives_the_beginning_of_the_same_response(params, sampler)
         assert (cut.response_tokens[:, limit:] == 0).all()
 
 
+def test_a_stream_is_the_sampled_response_in_parts(params, sampler):
+    prompts, lengths, keys = make_batch(20)
+    rollout = sampler.sample(params, prompts, lengths, keys)
+    ends = set()
+    for row in range(20):
+        prompt = prompts[row, WIDTH - lengths[row] :].tolist()
+        parts = list(sampler.stream(params, prompt, keys[row]))
+        length = rollout.response_lengths[row]
+        assert list(itertools.chain.from_iterable(parts)) == rollout.response_tokens[row, :length].tolist()
+        # The first token; every `regroup` = 4 steps, and where the chunk ends after 9 tokens.
+        assert [len(part) for part in parts[:-1]] == [1, 4, 4, 4][: len(parts) - 1]
+        ends.add(bool(rollout.finished[row]))
+    assert ends == {True, False}
+
+
+def test_a_stream_may_be_left_and_refuses_what_sample_refuses(params, sampler):
+    stream = sampler.stream(params, [50, 51], jax.random.key(0))
+    first = next(stream)
+    stream.close()
+    assert first == next(sampler.stream(params, [50, 51], jax.random.key(0)))
+    with pytest.raises(ValueError, match="prompt of row 0 has 9 tokens, more than the prompt width 8"):
+        next(sampler.stream(params, [1] * 9, jax.random.key(0)))
+    with pytest.raises(ValueError, match="prompt of row 0 has token 512, outside the vocabulary of 512"):
+        next(sampler.stream(params, [512], jax.random.key(0)))
+
+
 def test_nothing_compiles_after_warmup(params):
     sampler = Sampler(MODEL, None, CONFIG, WIDTH, BATCH)
     batches = [make_batch(count, seed) for count, seed in ((20, 0), (20, 1), (3, 2))]

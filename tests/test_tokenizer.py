@@ -222,6 +222,10 @@ def test_from_directory_reads_names_from_the_config(tmp_path):
     tokenizer = load_tokenizer("huggingface", str(tmp_path))
     assert (tokenizer.bos_id, tokenizer.decode(tokenizer.encode(" hi "))) == (None, " hi ")
     assert tokenizer.eos_id != tokenizer.pad_id
+    config["eos_token"] = None
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"tokenizer_config\.json names no eos_token"):
+        load_tokenizer("huggingface", str(tmp_path))
     config["eos_token"] = "<|none|>"
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match=r"eos token '<\|none\|>' is not in the vocabulary"):
@@ -238,6 +242,144 @@ def test_tokenizers_that_lose_something_are_refused():
 def test_a_normalizing_tokenizer_gives_back_the_normalized_string():
     tokenizer = HuggingFaceTokenizer(byte_level_bpe(normalizer=normalizers.NFC()), eos_token="<|end|>")
     assert tokenizer.decode(tokenizer.encode("e\u0301 ")) == "é "
+
+
+@settings(max_examples=200, deadline=None)
+@given(data=st.binary(max_size=30))
+def test_every_byte_string_has_ids(sp, bpe, data):
+    """Text has no invalid UTF-8, but a model can say any bytes, and every one of them has its tokens."""
+    for tokenizer in (ByteTokenizer(), sp, bpe):
+        place = {tokenizer.token_bytes(i): i for i in reversed(range(tokenizer.vocab_size))}
+        ids = [place[bytes([byte])] for byte in data]
+        assert b"".join(map(tokenizer.token_bytes, ids)) == data
+        assert tokenizer.decode(ids) == data.decode("utf-8", errors="replace")
+        stream = StreamDecoder(tokenizer)
+        assert "".join(map(stream.feed, ids)) + stream.finish() == data.decode("utf-8", errors="replace")
+
+
+def test_every_byte_of_a_text_is_in_its_tokens(tokenizer):
+    used = set()
+    characters = [chr(c) for c in (*range(0x800), *range(0x800, 0x110000, 251)) if not 0xD800 <= c < 0xE000]
+    for first in range(0, len(characters), 500):
+        text = "".join(characters[first : first + 500])
+        covered = b"".join(map(tokenizer.token_bytes, tokenizer.encode(text)))
+        assert covered == text.encode()
+        used |= set(covered)
+    assert used == set(range(256)) - {0xC0, 0xC1, *range(0xF5, 0x100)}  # those that UTF-8 never uses
+
+
+def test_a_stream_never_splits_a_character_of_several_tokens(tokenizer):
+    text = "é 你好🤖, ﬁn\u0301 𝔸ä"
+    ids = tokenizer.encode(text)
+    assert len(ids) > len(text)
+    stream, whole = StreamDecoder(tokenizer), ""
+    held = 0
+    for token in ids:
+        piece = stream.feed(token)
+        held += piece == ""
+        whole += piece
+        assert text.startswith(whole)  # never a U+FFFD on the way
+    assert stream.finish() == ""
+    assert whole == text
+    assert held
+
+
+CONFIG = {
+    "eos_token": {"content": "<|end|>", "lstrip": False, "__type": "AddedToken"},
+    "bos_token": "<|start|>",
+    "pad_token": None,
+    "model_max_length": 131072,
+    "chat_template": "{{ messages[0].content }} 你",
+    "added_tokens_decoder": {"0": {"content": "<|end|>", "special": True, "more": 1}},
+}
+
+
+def write_tokenizer_files(directory, config=CONFIG):
+    byte_level_bpe().save(str(directory / "tokenizer.json"))
+    (directory / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
+
+
+def test_saving_loses_nothing_of_the_config(tmp_path):
+    write_tokenizer_files(tmp_path)
+    tokenizer = HuggingFaceTokenizer.from_directory(tmp_path)
+    (tmp_path / "copy").mkdir()
+    tokenizer.save(tmp_path / "copy")
+    saved = json.loads((tmp_path / "copy" / "tokenizer_config.json").read_text(encoding="utf-8"))
+    think = str(tokenizer.token_id("<think>"))
+    assert saved["added_tokens_decoder"].keys() == {"0", "1", think}
+    assert saved["added_tokens_decoder"][think]["content"] == "<think>"
+    saved["added_tokens_decoder"] = {"0": saved["added_tokens_decoder"]["0"]}
+    assert saved.pop("tokenizer_class") == "PreTrainedTokenizerFast"  # without one, transformers could not load it
+    assert saved == CONFIG
+    again = HuggingFaceTokenizer.from_directory(tmp_path / "copy")
+    assert (again.fingerprint, again.bos_id, again.eos_id) == (
+        tokenizer.fingerprint,
+        tokenizer.bos_id,
+        tokenizer.eos_id,
+    )
+    assert again.chat_template == tokenizer.chat_template == "{{ messages[0].content }} 你"
+
+
+def test_the_chat_template_is_found_where_it_may_be(tmp_path, bpe):
+    assert bpe.chat_template is None
+    several = [{"name": "tool_use", "template": "t"}, {"name": "default", "template": "d"}]
+    for template, expected in ((several, "d"), (several[:1], None), ("plain", "plain"), (None, None)):
+        write_tokenizer_files(tmp_path, CONFIG | {"chat_template": template})
+        assert HuggingFaceTokenizer.from_directory(tmp_path).chat_template == expected
+    (tmp_path / "chat_template.jinja").write_text("file\n", encoding="utf-8")
+    tokenizer = HuggingFaceTokenizer.from_directory(tmp_path)
+    assert tokenizer.chat_template == "file\n"
+    (tmp_path / "copy").mkdir()
+    tokenizer.save(tmp_path / "copy")
+    assert HuggingFaceTokenizer.from_directory(tmp_path / "copy").chat_template == "file\n"
+
+
+def test_missing_think_tokens_are_added_at_the_next_ids(tmp_path, bpe):
+    assert bpe.control_tokens == ("<|end|>", "<|start|>")
+    assert bpe.added_tokens == ("<|end|>", "<|start|>", "<think>")
+    size = bpe.vocab_size
+    more = bpe.with_tokens(["<think>", "</think>", "a b", "<|end|>"])
+    assert (bpe.vocab_size, more.vocab_size) == (size, size + 2)
+    assert more.encode("x</think>a b<think>") == [bpe.token_id("x"), size, size + 1, bpe.token_id("<think>")]
+    assert more.decode([size, size + 1, more.eos_id]) == "</think>a b"
+    assert more.control_tokens == bpe.control_tokens
+    assert more.fingerprint != bpe.fingerprint
+    assert more.with_tokens(["</think>"]).fingerprint == more.fingerprint
+    text = "User: what is </ think> ?"
+    assert more.encode(text) == bpe.encode(text)
+    more.save(tmp_path)
+    again = HuggingFaceTokenizer.from_directory(tmp_path)
+    assert (again.fingerprint, again.token_id("</think>")) == (more.fingerprint, size)
+    with pytest.raises(ValueError, match="'' is 0 tokens after it was added, expected one"):
+        bpe.with_tokens([""])
+
+
+def test_a_token_that_only_lay_in_the_vocabulary_keeps_its_id(bpe):
+    settings = json.loads(byte_level_bpe().to_str())
+    settings["added_tokens"] = [token for token in settings["added_tokens"] if token["content"] != "<think>"]
+    settings["model"]["vocab"]["<think>"] = 400
+    tokenizer = HuggingFaceTokenizer(tokenizers.Tokenizer.from_str(json.dumps(settings)), "<|end|>")
+    assert len(tokenizer.encode("<think>")) > 1
+    assert tokenizer.with_tokens(["<think>"]).encode("<think>") == [400]
+
+
+def test_broken_tokenizer_files_are_named(tmp_path):
+    with pytest.raises(ValueError, match=rf"{tmp_path} has no tokenizer_config\.json"):
+        HuggingFaceTokenizer.from_directory(tmp_path)
+    write_tokenizer_files(tmp_path)
+    for name, text, said in (
+        ("tokenizer_config.json", "{", "is not JSON"),
+        ("tokenizer_config.json", "[]", "holds a list, not an object"),
+        ("tokenizer.json", '{"version": ', "is not JSON"),
+        ("tokenizer.json", "{}", "is no tokenizer"),
+        ("tokenizer.json", None, "has no tokenizer.json"),
+    ):
+        write_tokenizer_files(tmp_path)
+        (tmp_path / name).unlink()
+        if text is not None:
+            (tmp_path / name).write_text(text)
+        with pytest.raises(ValueError, match=rf"{name}.*{said}|{said}"):
+            HuggingFaceTokenizer.from_directory(tmp_path)
 
 
 def test_unknown_kind_is_named():

@@ -22,18 +22,30 @@ import io
 import json
 import pathlib
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Protocol
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Protocol
 
 import sentencepiece
 import tokenizers
+
+from r1jax.data.errors import DataError
+from r1jax.data.tokenizer_files import (
+    CONFIG_FILE,
+    ROLES,
+    TOKENIZER_FILE,
+    chat_template_of,
+    read_tokenizer,
+    read_tokenizer_config,
+    token_name,
+    write_tokenizer,
+)
 
 DEFAULT_USER_SYMBOLS = ("<think>", "</think>", "<answer>", "</answer>", "\n")
 UNKNOWN_BYTES = "\ufffd".encode()  # of ids that no token has: a padded vocabulary can sample them, and it must be seen
 _SPACE = "\u2581"  # how sentencepiece writes a space inside a piece
 
 
-SENTENCEPIECE_FILE, HUGGINGFACE_FILE = "tokenizer.model", "tokenizer.json"
+SENTENCEPIECE_FILE, HUGGINGFACE_FILE = "tokenizer.model", TOKENIZER_FILE
 
 
 class Tokenizer(Protocol):
@@ -155,6 +167,8 @@ class SentencePieceTokenizer(_TokenTable):
         self.eos_id: int = eos
         self.pad_id: int = pad if pad >= 0 else eos
         self.bos_id: int | None = self._processor.bos_id() if self._processor.bos_id() >= 0 else None
+        self.eos_token: str = self._processor.id_to_piece(eos)  # names only: `encode` takes them for plain text
+        self.bos_token: str | None = None if self.bos_id is None else self._processor.id_to_piece(self.bos_id)
 
     def encode(self, text: str) -> list[int]:
         """Returns the ids of the most probable segmentation; user symbols are always one token each."""
@@ -285,8 +299,9 @@ class HuggingFaceTokenizer(_TokenTable):
 
     `eos_token` and the others are given as text and looked up, ids are never hard-coded. Added tokens marked special
     decode to nothing, other added tokens (such as `<think>`) to their text. Text is searched for all added tokens, so a
-    rendered chat template becomes control tokens; keep such markers out of untrusted questions. Without a pad token,
-    eos pads.
+    rendered chat template becomes control tokens; keep such markers out of untrusted questions
+    (`chat.check_contents`). Without a pad token, eos pads. `config` is what `tokenizer_config.json` says, the chat
+    template included; `save` writes all of it back.
 
     Raises ValueError if the tokenizer is not byte-level, puts a space in front, or lacks a named token.
     """
@@ -297,6 +312,7 @@ class HuggingFaceTokenizer(_TokenTable):
         eos_token: str,
         bos_token: str | None = None,
         pad_token: str | None = None,
+        config: Mapping[str, Any] | None = None,
     ):
         serialized = tokenizer.to_str()
         self._tokenizer = tokenizers.Tokenizer.from_str(serialized)  # our own copy: the next two lines change it
@@ -305,28 +321,62 @@ class HuggingFaceTokenizer(_TokenTable):
         settings = json.loads(serialized)
         _check_byte_level(settings)
         super().__init__(_byte_level_table(self._tokenizer), hashlib.sha256(serialized.encode()).hexdigest())
-        self._names = {"eos_token": eos_token, "bos_token": bos_token, "pad_token": pad_token}
+        self.eos_token, self.bos_token, self.pad_token = eos_token, bos_token, pad_token
+        self._config = dict(config or {})
         self.eos_id: int = self._find(eos_token, "eos")
         self.bos_id: int | None = None if bos_token is None else self._find(bos_token, "bos")
         self.pad_id: int = self.eos_id if pad_token is None else self._find(pad_token, "pad")
 
     @classmethod
     def from_directory(cls, directory: str | pathlib.Path) -> HuggingFaceTokenizer:
-        """Reads `tokenizer.json` and the names of bos, eos and pad from `tokenizer_config.json`."""
+        """Reads `tokenizer.json`, `tokenizer_config.json` and, if it is there, `chat_template.jinja`.
+
+        Raises:
+          DataError: a file is missing or broken (it is named), or names no eos token.
+          ValueError: see the class.
+        """
         directory = pathlib.Path(directory)
-        config = json.loads((directory / "tokenizer_config.json").read_text(encoding="utf-8"))
-        names = {}
-        for key in ("eos_token", "bos_token", "pad_token"):
-            value = config.get(key)
-            names[key] = value["content"] if isinstance(value, dict) else value
-        if names["eos_token"] is None:
-            raise ValueError(f"{directory / 'tokenizer_config.json'} names no eos_token")
-        return cls(tokenizers.Tokenizer.from_file(str(directory / HUGGINGFACE_FILE)), **names)
+        config = read_tokenizer_config(directory)
+        eos, bos, pad = (token_name(config, role) for role in ROLES)
+        if eos is None:
+            raise DataError(f"{directory / CONFIG_FILE} names no eos_token")
+        return cls(read_tokenizer(directory), eos, bos, pad, config)
 
     def save(self, directory: pathlib.Path) -> None:
-        """Writes `tokenizer.json` and `tokenizer_config.json`."""
-        self._tokenizer.save(str(directory / HUGGINGFACE_FILE))
-        (directory / "tokenizer_config.json").write_text(json.dumps(self._names, indent=2), encoding="utf-8")
+        """Writes `tokenizer.json` and `tokenizer_config.json`, the chat template in it."""
+        write_tokenizer(directory, self._tokenizer, self._config, {role: getattr(self, role) for role in ROLES})
+
+    @property
+    def chat_template(self) -> str | None:
+        """The checkpoint's own chat template, see `chat.ChatTemplate`."""
+        return chat_template_of(self._config)
+
+    @property
+    def control_tokens(self) -> tuple[str, ...]:
+        """The special added tokens, by id: text that contains one is encoded as that token, whoever wrote the text."""
+        return tuple(t.content for _, t in sorted(self._tokenizer.get_added_tokens_decoder().items()) if t.special)
+
+    @property
+    def added_tokens(self) -> tuple[str, ...]:
+        """All tokens that are looked for in the text before the rest is cut into pieces, by id."""
+        return tuple(t.content for _, t in sorted(self._tokenizer.get_added_tokens_decoder().items()))
+
+    def with_tokens(self, tokens: Sequence[str]) -> HuggingFaceTokenizer:
+        """A copy in which each of these texts (e.g. `<think>`) is one token wherever it occurs.
+
+        Those that are not get the next free ids, in this order, and are no special tokens: they keep their text when
+        decoded. The model then needs `vocab_size` embeddings. ValueError if one is empty or stays in pieces.
+        """
+        tokenizer = tokenizers.Tokenizer.from_str(self._tokenizer.to_str())
+        known = set(self.added_tokens)
+        tokenizer.add_tokens(
+            [tokenizers.AddedToken(t, special=False, normalized=False) for t in tokens if t not in known]
+        )
+        new = HuggingFaceTokenizer(tokenizer, self.eos_token, self.bos_token, self.pad_token, self._config)
+        for token in tokens:
+            if not token or new.encode(token) != [new.token_id(token)]:
+                raise ValueError(f"{token!r} is {len(new.encode(token))} tokens after it was added, expected one")
+        return new
 
     def encode(self, text: str) -> list[int]:
         """Returns the ids without the template's bos; added tokens written out in the text are recognized."""

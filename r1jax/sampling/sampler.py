@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import functools
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -204,10 +205,41 @@ class Sampler:
         prompts, lengths = np.asarray(prompts, np.int32), np.asarray(lengths, np.int32)
         limit = self.cfg.max_new_tokens if max_new_tokens is None else max_new_tokens
         self._check(prompts, lengths, keys, limit)
+        rollout = self._empty(prompts, lengths)
+        (blocks,) = collections.deque(self._steps(params, rollout, keys, limit), maxlen=1)  # the last ones
+        for block in blocks:
+            block.write(rollout)
+        return rollout
+
+    def stream(self, params: Params, prompt: Sequence[int], key: Array) -> Iterator[list[int]]:
+        """Draws one response and yields it as it grows: its first token, then what every `regroup` steps add.
+
+        Joined, the tokens are those that `sample` gives this prompt and key at the same `batch_size`. What the first
+        `next` raises is what `sample` would.
+
+        Args:
+          params: as for `sample`.
+          prompt: 1..P token ids, not padded.
+          key: one random key.
+        """
+        prompts, lengths = left_pad([prompt], self.prompt_width)
+        self._check(prompts, lengths, key[None], self.cfg.max_new_tokens)
+        rollout, sent = self._empty(prompts, lengths), 0
+        for (block,) in self._steps(params, rollout, key[None], self.cfg.max_new_tokens):
+            block.write(rollout)
+            drawn = int(rollout.response_lengths[0])
+            yield rollout.response_tokens[0, sent:drawn].tolist()
+            sent = drawn
+
+    def _steps(self, params: Params, rollout: Rollout, keys: Array, limit: int) -> Iterator[list[Block]]:
+        """Draws `limit` tokens, or until all rows are done; yields the blocks after the first and every `regroup` more.
+
+        rollout: has the prompts, and gets what rows drew that are no longer among the blocks.
+        """
         if self.mesh is not None:
             params = jax.device_put(params, jax.tree.map(lambda x: x.sharding, self._params))  # mostly there already
-        rollout = self._empty(prompts, lengths)
-        blocks = self._prefill(params, prompts, lengths, keys)
+        blocks = self._prefill(params, rollout.prompt_tokens, rollout.prompt_lengths, keys)
+        yield blocks
         step, have = 1, next(iter(self._ends), 1)  # tokens drawn, and the chunk that the caches are made for
         for end in self._ends:
             while step < min(end, limit) and any(int(block.state.active) for block in blocks):
@@ -218,9 +250,7 @@ class Sampler:
                 step = min(step + self.cfg.regroup, end, limit)
                 program, until = self._program("decode", end), np.int32(step)
                 blocks = [block.after(program(params, block.state, until, self._stops)) for block in blocks]
-        for block in blocks:
-            block.write(rollout)
-        return rollout
+                yield blocks
 
     def warmup(self) -> int:
         """Compiles every program that any call can need, and runs none of them; returns `compile_count`."""

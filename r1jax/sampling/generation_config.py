@@ -1,0 +1,45 @@
+"""How a released checkpoint wants to be sampled: its `generation_config.json`."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from typing import Any
+
+from r1jax.data.errors import DataError
+from r1jax.data.tokenizer_files import read_json
+
+GENERATION_CONFIG = "generation_config.json"
+RELEASED = "released"  # sub-folder of an imported checkpoint that keeps the small files it came with
+
+
+@dataclasses.dataclass(frozen=True)
+class GenerationDefaults:
+    """What to sample with unless the user says otherwise; R1's own values (its README, usage recommendations)."""
+
+    temperature: float = 0.6
+    top_p: float = 0.95
+    stop_tokens: tuple[int, ...] = ()  # beside the tokenizer's eos
+
+
+def read_generation_defaults(folder: pathlib.Path) -> GenerationDefaults:
+    """The defaults of the checkpoint in `folder`: from generation_config.json there or in `released/`, else R1's.
+
+    Raises:
+      DataError: the file is broken, or a field is not of its kind; names the file.
+    """
+    for path in (folder / GENERATION_CONFIG, folder / RELEASED / GENERATION_CONFIG):
+        if path.is_file():
+            return _defaults(path, read_json(path))
+    return GenerationDefaults()
+
+
+def _defaults(path: pathlib.Path, fields: dict[str, Any]) -> GenerationDefaults:
+    ends = fields.get("eos_token_id")
+    ends = [] if ends is None else ends if isinstance(ends, list) else [ends]
+    found = {name: fields[name] for name in ("temperature", "top_p") if fields.get(name) is not None}
+    for name, values, kinds in (*((n, [v], (int, float)) for n, v in found.items()), ("eos_token_id", ends, (int,))):
+        wrong = [value for value in values if not isinstance(value, kinds) or isinstance(value, bool)]
+        if wrong:
+            raise DataError(f"{path}: {name} has {wrong[0]!r}, expected a number")
+    return GenerationDefaults(**{name: float(value) for name, value in found.items()}, stop_tokens=tuple(ends))
