@@ -13,16 +13,13 @@ the whole of it or nothing that is ever read.
 
 from __future__ import annotations
 
-import concurrent.futures
 import dataclasses
-import errno
-import hashlib
 import json
 import logging
 import os
 import pathlib
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -32,22 +29,23 @@ import rich.console
 from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
-_FORMAT = 1
+from r1jax.manifest import (
+    CheckpointError,
+    DamagedError,
+    is_disk_full,
+    read_manifest,
+    sync,
+    sync_tree,
+    verify,
+    write_manifest,
+)
+
 _PREFIX, _PARTIAL = "step_", ".partial"
-_DISK_FULL = ("no space left on device", "disk quota exceeded")
 _log = logging.getLogger(__name__)
-
-
-class CheckpointError(RuntimeError):
-    """A checkpoint cannot be written, or none that can be trusted is there to be read."""
 
 
 class DiskFullError(CheckpointError):
     """The file system is full; the checkpoints already there are untouched."""
-
-
-class _DamagedError(Exception):
-    """Why a checkpoint is not what was written."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +55,10 @@ class _Leaf:
     shape: tuple[int, ...]
     dtype: str
     key_impl: str | None = None
+
+    def entry(self) -> tuple[tuple[int, ...], str, str | None]:
+        """As the manifest holds it."""
+        return self.shape, self.dtype, self.key_impl
 
 
 class CheckpointStore:
@@ -137,10 +139,10 @@ class CheckpointStore:
             self._barrier("arrays", step)
             if jax.process_index() == 0:
                 (partial / "metadata.json").write_text(text, encoding="utf-8")
-                _write_manifest(partial, step, {name: _describe(name, leaf) for name, leaf in leaves.items()})
-                _sync_tree(partial)
+                write_manifest(partial, step, {name: _describe(name, leaf).entry() for name, leaf in leaves.items()})
+                sync_tree(partial)
                 partial.rename(final)
-                _sync(self.directory)
+                sync(self.directory)
         except Exception as error:
             if jax.process_index() == 0:
                 shutil.rmtree(partial, ignore_errors=True)
@@ -176,8 +178,8 @@ class CheckpointStore:
                 raise CheckpointError(f"{self.directory}: no checkpoint to restore")
         path = self._path(step)
         try:
-            manifest = _verify(path, step) if jax.process_index() == 0 else _read_manifest(path, step)
-        except _DamagedError as error:
+            manifest = verify(path, step) if jax.process_index() == 0 else read_manifest(path, step)
+        except DamagedError as error:
             raise CheckpointError(f"{path}: {error}") from error
         saved = {name: _Leaf(tuple(leaf[0]), leaf[1], leaf[2]) for name, leaf in manifest["leaves"].items()}
         wanted = dict(_named_leaves(target))
@@ -207,12 +209,12 @@ class CheckpointStore:
         saved = ocp.metadata(folder / "arrays").metadata
         try:
             (folder / "metadata.json").write_text(text, encoding="utf-8")
-            leaves = {name: _Leaf(tuple(leaf.shape), str(leaf.dtype)) for name, leaf in saved.items()}
-            _write_manifest(folder, step, leaves)
-            _sync_tree(folder)
+            leaves = {name: (tuple(leaf.shape), str(leaf.dtype), None) for name, leaf in saved.items()}
+            write_manifest(folder, step, leaves)
+            sync_tree(folder)
             self.directory.mkdir(parents=True, exist_ok=True)
             folder.rename(final)
-            _sync(self.directory)
+            sync(self.directory)
         except OSError as error:
             if is_disk_full(error):
                 raise DiskFullError(self._disk_full_message(step)) from error
@@ -227,7 +229,7 @@ class CheckpointStore:
         step = self.latest()
         if step is None:
             raise CheckpointError(f"{self.directory}: no checkpoint to read")
-        leaves = _read_manifest(self._path(step), step)["leaves"]
+        leaves = read_manifest(self._path(step), step)["leaves"]
         return self._path(step) / "arrays", {name: (tuple(leaf[0]), leaf[1]) for name, leaf in leaves.items()}
 
     def _path(self, step: int) -> pathlib.Path:
@@ -242,8 +244,8 @@ class CheckpointStore:
 
     def _is_whole(self, step: int) -> bool:
         try:
-            _verify(self._path(step), step)
-        except _DamagedError as error:
+            verify(self._path(step), step)
+        except DamagedError as error:
             if step not in self._damaged:
                 self._damaged.add(step)
                 _announce(f"The checkpoint {self._path(step)} is damaged and will not be used: {error}.")
@@ -374,97 +376,6 @@ def _check_fit(path: pathlib.Path, saved: dict[str, _Leaf], wanted: dict[str, _L
 
 def _show(leaf: _Leaf) -> str:
     return f"{leaf.key_impl or leaf.dtype}{list(leaf.shape)}"
-
-
-def _files(directory: pathlib.Path) -> list[pathlib.Path]:
-    return sorted(path for path in directory.rglob("*") if path.is_file() and path.name != "manifest.json")
-
-
-def _checksum(path: pathlib.Path) -> tuple[int, str]:
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256")
-        return file.tell(), digest.hexdigest()
-
-
-def _checksums(paths: Iterable[pathlib.Path]) -> Iterator[tuple[pathlib.Path, tuple[int, str]]]:
-    """(path, (size, SHA-256)) of every file, on all cores: hashing leaves the interpreter's lock alone."""
-    paths = list(paths)
-    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        yield from zip(paths, pool.map(_checksum, paths), strict=True)
-
-
-def _canonical(body: Any) -> bytes:
-    return json.dumps(body, sort_keys=True, ensure_ascii=True).encode()
-
-
-def _write_manifest(directory: pathlib.Path, step: int, leaves: dict[str, _Leaf]) -> None:
-    body = {
-        "format": _FORMAT,
-        "step": step,
-        "leaves": {name: [list(leaf.shape), leaf.dtype, leaf.key_impl] for name, leaf in leaves.items()},
-        "files": {path.relative_to(directory).as_posix(): list(sums) for path, sums in _checksums(_files(directory))},
-    }
-    # The manifest carries its own checksum, so that no flipped byte anywhere goes unseen.
-    text = json.dumps({"body": body, "sha256": hashlib.sha256(_canonical(body)).hexdigest()}, indent=1)
-    (directory / "manifest.json").write_text(text, encoding="utf-8")
-
-
-def _read_manifest(directory: pathlib.Path, step: int) -> dict[str, Any]:
-    try:
-        manifest = json.loads((directory / "manifest.json").read_bytes())
-        body, digest = manifest["body"], manifest["sha256"]
-    except FileNotFoundError as error:
-        raise _DamagedError("manifest.json is missing") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise _DamagedError("manifest.json cannot be read") from error
-    if hashlib.sha256(_canonical(body)).hexdigest() != digest:
-        raise _DamagedError("manifest.json does not match its own checksum")
-    if body["step"] != step:
-        raise _DamagedError(f"manifest.json is that of step {body['step']}")
-    if body["format"] != _FORMAT:
-        raise CheckpointError(f"{directory}: format {body['format']}, this version reads format {_FORMAT}")
-    return body
-
-
-def _verify(directory: pathlib.Path, step: int) -> dict[str, Any]:
-    """The manifest's body, once every file it names is there with the right size and SHA-256."""
-    body = _read_manifest(directory, step)
-    for name, (size, _) in body["files"].items():
-        path = directory / name
-        if not path.is_file():
-            raise _DamagedError(f"{name} is missing")
-        if path.stat().st_size != size:
-            raise _DamagedError(f"{name} has {path.stat().st_size} bytes instead of {size}")
-    for path, (_, digest) in _checksums(directory / name for name in body["files"]):
-        name = path.relative_to(directory).as_posix()
-        if digest != body["files"][name][1]:
-            raise _DamagedError(f"{name} does not match its checksum")
-    return body
-
-
-def _sync(path: pathlib.Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _sync_tree(directory: pathlib.Path) -> None:
-    for path in directory.rglob("*"):
-        _sync(path)
-    _sync(directory)
-
-
-def is_disk_full(error: BaseException | None) -> bool:
-    """Whether the file system was full: the error itself, or tensorstore's words for it anywhere in the chain."""
-    while error is not None:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return True
-        if any(words in str(error).lower() for words in _DISK_FULL):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
 
 
 def _announce(message: str) -> None:

@@ -221,9 +221,7 @@ def test_a_full_disk_leaves_the_old_ones(tmp_path, monkeypatch):
 
 
 def test_another_failure_is_not_called_a_full_disk(tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        r1jax.checkpoint, "_sync_tree", lambda directory: (_ for _ in ()).throw(OSError(5, "I/O error"))
-    )
+    monkeypatch.setattr(r1jax.checkpoint, "sync_tree", lambda directory: (_ for _ in ()).throw(OSError(5, "I/O error")))
     with pytest.raises(OSError, match="I/O error"):
         CheckpointStore(tmp_path).save(1, {"x": np.arange(3)})
     assert not list(tmp_path.iterdir())

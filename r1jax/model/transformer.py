@@ -150,7 +150,7 @@ def stacked_aux(moe_aux: MoEAux | None, tokens: Array) -> Aux:
 
 @functools.lru_cache(maxsize=64)  # tracing a model takes seconds, and many ask
 def abstract_params(cfg: ModelConfig) -> Params:
-    """The shapes of all parameters, boxed with the logical names of their axes. Nothing is allocated; not to be changed."""
+    """The shapes of all parameters, boxed with the names of their axes; nothing is allocated. Not to be changed."""
     tokens = jnp.zeros((1, 2), jnp.int32)
     return jax.eval_shape(Transformer(cfg).init, jax.random.key(0), tokens, tokens)["params"]
 
