@@ -1,8 +1,10 @@
-"""Logits and chosen experts equal those of the transformers library (goldens: tools/make_goldens.py)."""
+"""Released-style checkpoints, imported, compute what the transformers library does (goldens: tools/make_goldens.py)."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,226 +12,228 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors.numpy
 
 from r1jax.model.cache import init_cache
-from r1jax.model.config import (
-    GQAConfig,
-    Llama3RopeConfig,
-    MLAConfig,
-    ModelConfig,
-    MoEConfig,
-    RopeConfig,
-    YarnConfig,
-)
+from r1jax.model.config import ModelConfig
 from r1jax.model.heads import logits_of, unembedding
-from r1jax.model.outputs import Output
-from r1jax.model.transformer import Transformer, init_params
+from r1jax.model.transformer import Transformer
+from r1jax.sampling.sampler import Sampler, SamplingConfig
+from r1jax.weights.hf_config import model_config
+from r1jax.weights.released import load_released
 
 GOLDENS = Path(__file__).parent / "goldens"
 NAMES = sorted(path.stem for path in GOLDENS.glob("*.npz"))
 TOLERANCE = 1e-5  # of the largest logit
+PROMPT = 9  # tokens before the greedy ones
 
 
-def rope_config(fields: dict[str, Any], interleaved: bool) -> RopeConfig:
-    rope = fields["rope_parameters"]
-    scaling: YarnConfig | Llama3RopeConfig | None = None
-    if rope["rope_type"] == "yarn":
-        scaling = YarnConfig(
-            factor=rope["factor"],
-            original_max_positions=rope["original_max_position_embeddings"],
-            beta_fast=rope["beta_fast"],
-            beta_slow=rope["beta_slow"],
-            mscale=rope.get("mscale"),
-            mscale_all_dim=rope.get("mscale_all_dim"),
-        )
-    elif rope["rope_type"] == "llama3":
-        scaling = Llama3RopeConfig(
-            factor=rope["factor"],
-            low_freq_factor=rope["low_freq_factor"],
-            high_freq_factor=rope["high_freq_factor"],
-            original_max_positions=rope["original_max_position_embeddings"],
-        )
-    return RopeConfig(theta=rope["rope_theta"], scaling=scaling, interleaved=interleaved)
+@pytest.fixture(scope="module", autouse=True)
+def quick_compilation() -> Iterator[None]:
+    """These programs take much longer to compile than to run."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
-def model_config(fields: dict[str, Any]) -> ModelConfig:
-    deepseek = fields["model_type"].startswith("deepseek")
-    attention: MLAConfig | GQAConfig
-    moe = None
-    if deepseek:
-        attention = MLAConfig(
-            num_heads=fields["num_attention_heads"],
-            q_lora_rank=fields["q_lora_rank"],
-            kv_lora_rank=fields["kv_lora_rank"],
-            qk_nope_head_dim=fields["qk_nope_head_dim"],
-            qk_rope_head_dim=fields["qk_rope_head_dim"],
-            v_head_dim=fields["v_head_dim"],
-        )
-        v3 = fields["model_type"] == "deepseek_v3"
-        moe = MoEConfig(
-            num_experts=fields["n_routed_experts"],
-            num_active=fields["num_experts_per_tok"],
-            expert_dim=fields["moe_intermediate_size"],
-            num_shared=fields["n_shared_experts"],
-            scoring="sigmoid" if v3 else "softmax",
-            num_groups=fields["n_group"],
-            num_active_groups=fields["topk_group"],
-            group_score="top2_sum" if v3 else "max",
-            normalize_gates=v3 and fields["norm_topk_prob"],
-            routed_scaling=fields["routed_scaling_factor"],
-            selection_bias=v3,
-        )
-    else:
-        attention = GQAConfig(
-            num_heads=fields["num_attention_heads"],
-            num_kv_heads=fields["num_key_value_heads"],
-            head_dim=fields.get("head_dim", fields["hidden_size"] // fields["num_attention_heads"]),
-            qkv_bias=fields["model_type"] == "qwen2",
-            qk_norm=fields["model_type"] == "qwen3",
-        )
-    dense = fields.get("first_k_dense_replace", fields["num_hidden_layers"])
-    return ModelConfig(
-        vocab_size=fields["vocab_size"],
-        width=fields["hidden_size"],
-        num_dense_layers=dense,
-        ffn_dim=fields["intermediate_size"],
-        attention=attention,
-        rope=rope_config(fields, interleaved=deepseek),
-        num_moe_layers=fields["num_hidden_layers"] - dense,
-        moe=moe,
-        mtp_depth=fields.get("num_nextn_predict_layers", 0),
-        norm_eps=fields["rms_norm_eps"],
-        tied_embeddings=fields.get("tie_word_embeddings", False),
-        max_positions=fields["max_position_embeddings"],
-    )
+@dataclasses.dataclass(frozen=True)
+class Golden:
+    """One file, taken apart."""
+
+    fields: dict[str, Any]  # config.json
+    weights: dict[str, np.ndarray]
+    arrays: dict[str, np.ndarray]  # tokens, logits, ...: what the library computes
 
 
-RENAMED = {
-    "input_layernorm.weight": "attn_norm/scale",
-    "post_attention_layernorm.weight": "ffn_norm/scale",
-    "self_attn.q_a_proj.weight": "attn/q_a/kernel",
-    "self_attn.q_a_layernorm.weight": "attn/q_a_norm/scale",
-    "self_attn.q_b_proj.weight": "attn/q_b/kernel",
-    "self_attn.kv_a_proj_with_mqa.weight": "attn/kv_a/kernel",
-    "self_attn.kv_a_layernorm.weight": "attn/kv_a_norm/scale",
-    "self_attn.kv_b_proj.weight": "attn/kv_b/kernel",
-    "self_attn.q_norm.weight": "attn/q_norm/scale",
-    "self_attn.k_norm.weight": "attn/k_norm/scale",
-    "mlp.gate.weight": "moe/router/kernel",
-    "mlp.gate.e_score_correction_bias": "moe/router/bias",
-    "enorm.weight": "embed_norm/scale",
-    "hnorm.weight": "hidden_norm/scale",
-    "eh_proj.weight": "proj/kernel",
-    "shared_head.norm.weight": "norm/scale",
-}
-for projection in "qkvo":
-    RENAMED[f"self_attn.{projection}_proj.weight"] = f"attn/{projection}/kernel"
-    RENAMED[f"self_attn.{projection}_proj.bias"] = f"attn/{projection}/bias"
-for projection in ("gate", "up", "down"):
-    RENAMED[f"mlp.{projection}_proj.weight"] = f"mlp/{projection}/kernel"
-    RENAMED[f"mlp.shared_experts.{projection}_proj.weight"] = f"moe/shared/{projection}/kernel"
-
-
-def layer_arrays(name: str, value: np.ndarray) -> dict[str, np.ndarray]:
-    """Our path and matrix ([in, out]) of one tensor of a layer; the fused experts are taken apart."""
-    if name == "mlp.experts.gate_up_proj":
-        gate, up = np.split(value.swapaxes(1, 2), 2, axis=2)
-        return {"moe/experts/gate": gate, "moe/experts/up": up}
-    if name == "mlp.experts.down_proj":
-        return {"moe/experts/down": value.swapaxes(1, 2)}
-    return {RENAMED[name]: value.T}
-
-
-def convert(weights: dict[str, np.ndarray], cfg: ModelConfig) -> Any:
-    """The library's tensors in our tree; every leaf is filled and every tensor used."""
-    flat: dict[str, Any] = {}
-    per_layer: dict[str, dict[int, np.ndarray]] = {}
-    top = {
-        "model.embed_tokens.weight": ("embed/embedding", False),
-        "model.norm.weight": ("final_norm/scale", False),
-        "lm_head.weight": ("lm_head/kernel", True),
-    }
-    for name, value in weights.items():
-        if name in top:
-            path, transpose = top[name]
-            flat[path] = value.T if transpose else value
-            continue
-        _, _, number, rest = name.split(".", 3)
-        layer = int(number)
-        for path, array in layer_arrays(rest, value).items():
-            if layer >= cfg.num_layers:
-                own = path.startswith(("embed_norm", "hidden_norm", "proj", "norm"))
-                flat[f"mtp/{path}" if own else f"mtp/block/{path}"] = array
-            else:
-                stack = "dense_layers" if layer < cfg.num_dense_layers else "moe_layers"
-                per_layer.setdefault(f"{stack}/{path}", {})[layer] = array
-    for path, layers in per_layer.items():
-        flat[path] = np.stack([layers[layer] for layer in sorted(layers)])
-
-    def fill(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
-        key = "/".join(part.key for part in path)
-        return jnp.asarray(flat.pop(key)).reshape(leaf.shape)
-
-    shapes = jax.eval_shape(lambda: init_params(cfg, jax.random.key(0)))
-    params = jax.tree_util.tree_map_with_path(fill, shapes)
-    assert not flat
-    return params
-
-
-def load(name: str) -> tuple[ModelConfig, Any, dict[str, np.ndarray]]:
+def read(name: str) -> Golden:
     with np.load(GOLDENS / f"{name}.npz") as file:
-        golden = {key: file[key] for key in file.files}
-    cfg = model_config(json.loads(str(golden["config"])))
-    weights = {key.removeprefix("weights/"): value for key, value in golden.items() if key.startswith("weights/")}
-    return cfg, convert(weights, cfg), golden
+        arrays = {key: file[key] for key in file.files}
+    fields = json.loads(str(arrays.pop("config")))
+    names = [key for key in arrays if key.startswith("weights/")]
+    weights = {key.removeprefix("weights/"): arrays.pop(key) for key in names}
+    return Golden(fields, weights, arrays)
 
 
-def forward(cfg: ModelConfig, params: Any, tokens: np.ndarray) -> Output:
-    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-    return jax.jit(Transformer(cfg).apply)({"params": params}, tokens, positions)
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """An imported checkpoint and what the reference computes from it."""
+
+    name: str
+    cfg: ModelConfig
+    params: Any
+    arrays: dict[str, np.ndarray]
 
 
-def assert_close(name: str, got: jax.Array, want: np.ndarray) -> None:
+@pytest.fixture(scope="module", params=NAMES)
+def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
+    golden = read(request.param)
+    folder = tmp_path_factory.mktemp(request.param)
+    (folder / "config.json").write_text(json.dumps(golden.fields), encoding="utf-8")
+    safetensors.numpy.save_file(golden.weights, folder / "model.safetensors")
+    return Case(request.param, *load_released(folder, mesh=None), golden.arrays)
+
+
+def assert_close(what: str, got: jax.Array | np.ndarray, want: np.ndarray) -> None:
+    assert got.shape == want.shape
     difference, largest = np.abs(np.asarray(got) - want).max(), np.abs(want).max()
-    print(f"{name}: largest difference {difference:.2e} at logits up to {largest:.2f}")
+    print(f"{what}: largest difference {difference:.2e} at values up to {largest:.2f}")
     assert difference <= TOLERANCE * largest
 
 
-def test_there_is_a_golden_for_every_family() -> None:
-    assert {"deepseek_v3", "deepseek_v3_no_mscale", "deepseek_v2", "llama", "qwen2", "qwen3"} <= set(NAMES)
-    assert any(load(name)[0].mtp_depth for name in NAMES)
-    assert all((GOLDENS / f"{name}.npz").stat().st_size < 300_000 for name in NAMES)
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_logits_experts_and_mtp_equal_the_reference(name: str) -> None:
-    cfg, params, golden = load(name)
-    output = forward(cfg, params, golden["tokens"])
-    assert_close(name, output.logits, golden["logits"])
-    if cfg.num_moe_layers:
+def check_logits_and_experts(case: Case) -> None:
+    """Logits, experts, and those of the prediction module, in one pass over all tokens."""
+    cfg, params, arrays = case.cfg, case.params, case.arrays
+    tokens = arrays["tokens"]
+    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+    output = jax.jit(Transformer(cfg).apply)({"params": params}, tokens, positions)
+    assert_close(case.name, output.logits, arrays["logits"])
+    if cfg.moe is not None:
         experts = np.sort(np.asarray(output.aux.experts), axis=-1)
-        np.testing.assert_array_equal(experts, golden["experts"][: cfg.num_moe_layers])
-        assert len(np.unique(experts)) == cfg.moe.num_experts  # type: ignore[union-attr]
-    if cfg.mtp_depth:
+        np.testing.assert_array_equal(experts, arrays["experts"][: cfg.num_moe_layers])
+        assert len(np.unique(arrays["experts"])) == cfg.moe.num_experts
+    assert bool(cfg.mtp_depth) == ("mtp_logits" in arrays)
+    if cfg.moe is not None and cfg.mtp_depth:
         logits = logits_of(output.aux.mtp_hidden[:, :-1], unembedding(params, cfg))
-        assert_close(f"{name} MTP", logits, golden["mtp_logits"])
-        chosen = golden["experts"][-1][:, :-1].reshape(-1)
+        assert_close(f"{case.name} MTP", logits, arrays["mtp_logits"])
+        chosen = arrays["experts"][-1][:, :-1].reshape(-1)
         np.testing.assert_array_equal(output.aux.mtp_expert_load, np.bincount(chosen, minlength=cfg.moe.num_experts))
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_cached_decoding_equals_the_reference(name: str) -> None:
-    cfg, params, golden = load(name)
-    tokens, prompt = golden["tokens"], 9
+def check_greedy(case: Case) -> None:
+    """Greedy tokens and their log-probs through the cached sampler."""
+    prompts, greedy = case.arrays["tokens"][:, :PROMPT], case.arrays["greedy"]
+    rows, new = greedy.shape
+    sampler = Sampler(case.cfg, None, SamplingConfig(new, temperature=0, regroup=new), PROMPT, rows)
+    rollout = sampler.sample(case.params, prompts, np.full(rows, PROMPT), jax.random.split(jax.random.key(0), rows))
+    assert new == 16
+    np.testing.assert_array_equal(rollout.response_tokens, greedy)
+    assert_close(f"{case.name} log-probs", rollout.sampler_logprobs, case.arrays["greedy_logprobs"])
+
+
+def test_weights_keep_the_type_of_the_file(case: Case) -> None:
+    assert {leaf.dtype for leaf in jax.tree.leaves(case.params)} == {jnp.dtype("float32")}
+    assert case.cfg.param_dtype == "float32"
+
+
+def test_logits_and_experts_equal_the_reference(case: Case) -> None:
+    check_logits_and_experts(case)
+
+
+def test_cached_decoding_equals_the_reference(case: Case) -> None:
+    cfg, tokens = case.cfg, case.arrays["tokens"]
     batch, length = tokens.shape
-    cache = init_cache(cfg, jnp.full(batch, prompt), prompt, length)
-    step = jax.jit(
-        lambda tokens, positions, cache: Transformer(cfg).apply({"params": params}, tokens, positions, None, cache)
-    )
-    positions = jnp.broadcast_to(jnp.arange(length), tokens.shape)
-    output = step(tokens[:, :prompt], positions[:, :prompt], cache)
-    logits = [output.logits]
-    for slot in range(prompt, length):
-        output = step(tokens[:, slot : slot + 1], positions[:, slot : slot + 1], output.cache)
+    cache = init_cache(cfg, jnp.full(batch, length), length, length)
+    step = jax.jit(Transformer(cfg).apply)
+    logits = []
+    for slot in range(length):
+        positions = jnp.full((batch, 1), slot)
+        output = step({"params": case.params}, tokens[:, slot : slot + 1], positions, cache=cache)
+        cache = output.cache
         logits.append(output.logits)
-    assert_close(name, jnp.concatenate(logits, axis=1), golden["logits"])
+    assert_close(f"{case.name} cached", jnp.concatenate(logits, axis=1), case.arrays["logits"])
+
+
+def test_greedy_tokens_of_the_sampler_equal_the_reference(case: Case) -> None:
+    check_greedy(case)
+
+
+def older_keys(fields: Mapping[str, Any], kind: str) -> dict[str, Any]:
+    """The same configuration as checkpoints of 2024 and 2025 write it; `kind` is the key of the scaling's name."""
+    rope = dict(fields["rope_parameters"])
+    older = {key: value for key, value in fields.items() if key not in ("rope_parameters", "dtype", "layer_types")}
+    older |= {"torch_dtype": fields["dtype"], "rope_theta": rope.pop("rope_theta")}
+    name = rope.pop("rope_type")
+    older["rope_scaling"] = None if name == "default" else {kind: name, **rope}
+    if fields["model_type"] == "deepseek_v3":
+        older |= {"scoring_func": "sigmoid", "topk_method": "noaux_tc", "moe_layer_freq": 1}
+        if fields["rope_interleave"]:
+            del older["rope_interleave"]
+    if fields["model_type"] == "deepseek_v2":
+        older |= {"scoring_func": "softmax", "moe_layer_freq": 1}
+    return older
+
+
+@pytest.mark.parametrize("kind", ["type", "rope_type"])
+@pytest.mark.parametrize("name", NAMES)
+def test_older_keys_give_the_same_configuration(name: str, kind: str) -> None:
+    fields = read(name).fields
+    older = older_keys(fields, kind)
+    assert not {"rope_parameters", "dtype"} & set(older)
+    assert model_config(older) == model_config(fields)
+
+
+def deepseek(golden: Golden) -> bool:
+    return golden.fields["model_type"].startswith("deepseek")
+
+
+def v3(golden: Golden) -> bool:
+    return golden.fields["model_type"] == "deepseek_v3"
+
+
+def mscales(golden: Golden) -> list[float | None]:
+    """mscale and mscale_all_dim, None where absent; empty without yarn."""
+    rope = golden.fields["rope_parameters"]
+    yarn = deepseek(golden) and rope["rope_type"] == "yarn"
+    return [rope.get(key) for key in ("mscale", "mscale_all_dim")] if yarn else []
+
+
+def odd_head_dim(golden: Golden) -> bool:
+    fields = golden.fields
+    given = None if deepseek(golden) else fields.get("head_dim")
+    return given is not None and given * fields["num_attention_heads"] != fields["hidden_size"]
+
+
+def has_weight(golden: Golden, part: str) -> bool:
+    return any(part in name and np.any(weight) for name, weight in golden.weights.items())
+
+
+PROPERTIES: dict[str, Callable[[Golden], bool]] = {
+    **{
+        f"family {family}": lambda golden, family=family: golden.fields["model_type"] == family
+        for family in ("deepseek_v3", "deepseek_v2", "llama", "qwen2", "qwen3")
+    },
+    "q low-rank": lambda golden: deepseek(golden) and golden.fields["q_lora_rank"] is not None,
+    "q full-rank": lambda golden: deepseek(golden) and golden.fields["q_lora_rank"] is None,
+    **{
+        f"{kind} scores, {groups} groups": lambda golden, family=family, groups=groups: (
+            golden.fields["model_type"] == family and golden.fields["n_group"] == groups
+        )
+        for kind, family in (("sigmoid", "deepseek_v3"), ("softmax", "deepseek_v2"))
+        for groups in (1, 4, 8)
+    },
+    "neighbours rotated": lambda golden: v3(golden) and golden.fields["rope_interleave"],
+    "halves rotated": lambda golden: v3(golden) and not golden.fields["rope_interleave"],
+    "yarn, mscale equal": lambda golden: None not in mscales(golden) and len(set(mscales(golden))) == 1,
+    "yarn, mscale differing": lambda golden: None not in mscales(golden) and len(set(mscales(golden))) == 2,
+    "yarn, mscale absent": lambda golden: mscales(golden) == [None, None],
+    "normalised gates": lambda golden: v3(golden) and golden.fields["norm_topk_prob"],
+    "plain gates": lambda golden: v3(golden) and not golden.fields["norm_topk_prob"],
+    "1 shared expert": lambda golden: deepseek(golden) and golden.fields["n_shared_experts"] == 1,
+    "2 shared experts": lambda golden: deepseek(golden) and golden.fields["n_shared_experts"] == 2,
+    "non-zero balancing bias": lambda golden: has_weight(golden, "mlp.gate.e_score_correction_bias"),
+    "prediction module": lambda golden: "mtp_logits" in golden.arrays,
+    "head_dim differs from width / heads": odd_head_dim,
+    "tied embeddings": lambda golden: golden.fields["tie_word_embeddings"],
+    "untied embeddings": lambda golden: not golden.fields["tie_word_embeddings"],
+    "llama3 scaling": lambda golden: golden.fields["rope_parameters"]["rope_type"] == "llama3",
+    "qkv bias": lambda golden: all(has_weight(golden, f"self_attn.{x}_proj.bias") for x in "qkv"),
+    "qk norm": lambda golden: all(has_weight(golden, f"self_attn.{x}_norm.weight") for x in "qk"),
+}
+
+
+@pytest.mark.parametrize("prop", PROPERTIES)
+def test_a_golden_has(prop: str) -> None:
+    assert any(PROPERTIES[prop](read(name)) for name in NAMES)
+
+
+def test_goldens_are_at_least_14_and_small() -> None:
+    sizes = [(GOLDENS / f"{name}.npz").stat().st_size for name in NAMES]
+    assert len(sizes) >= 14
+    assert max(sizes) < 300_000
+    assert sum(sizes) < 3_000_000
+
+
+def test_experts_are_stored_one_by_one() -> None:
+    names = [name for golden in map(read, NAMES) for name in golden.weights if ".experts." in name]
+    assert names
+    assert all(name.endswith(("gate_proj.weight", "up_proj.weight", "down_proj.weight")) for name in names)
