@@ -86,13 +86,10 @@ def export_gguf(checkpoint: Path, out: Path, quantization: str, name: str | None
     tensors = CheckpointTensors(checkpoint)
     tokenizer = tensors.tokenizer
     if not isinstance(tokenizer, HuggingFaceTokenizer):
-        raise WeightsError(
-            f"{checkpoint}: only a tokenizer of a released model ({TOKENIZER_FILE}) goes into a GGUF file"
-        )
+        raise WeightsError(f"{checkpoint}: only the tokenizer of a released model ({TOKENIZER_FILE}) can be written")
+    total = math.ceil(tensor_bytes(tensors.model, quantization) / MIB)
     out.parent.mkdir(parents=True, exist_ok=True)
-    with Progress(
-        f"export to {out.name} (MiB)", math.ceil(tensor_bytes(tensors.model, quantization) / MIB)
-    ) as progress:
+    with Progress(f"export to {out.name} (MiB)", total) as progress:
         write_gguf(
             out,
             tensors.model,
