@@ -41,6 +41,7 @@ from r1jax.manifest import (
 )
 
 _PREFIX, _PARTIAL = "step_", ".partial"
+CHUNK_BYTES = 64 * 2**20
 _log = logging.getLogger(__name__)
 
 
@@ -135,7 +136,9 @@ class CheckpointStore:
                 self._clear(step)
                 partial.mkdir(parents=True)
             self._barrier("begin", step)
-            ocp.save(partial / "arrays", {name: value for name, value in map(_storable, leaves.items()) if value.size})
+            with _small_chunks():
+                stored = map(_storable, leaves.items())
+                ocp.save(partial / "arrays", {name: value for name, value in stored if value.size})
             self._barrier("arrays", step)
             if jax.process_index() == 0:
                 (partial / "metadata.json").write_text(text, encoding="utf-8")
@@ -220,8 +223,8 @@ class CheckpointStore:
                 raise DiskFullError(self._disk_full_message(step)) from error
             raise
 
-    def open_arrays(self) -> tuple[pathlib.Path, dict[str, tuple[tuple[int, ...], str]]]:
-        """The arrays of the newest whole checkpoint, for a reader of slices: their folder, name -> (shape, type).
+    def open_arrays(self) -> tuple[int, pathlib.Path, dict[str, tuple[tuple[int, ...], str]]]:
+        """The newest whole checkpoint, for a reader of slices: step, folder of the arrays, name -> (shape, type).
 
         Raises:
             CheckpointError: nothing is there, or all is damaged.
@@ -230,7 +233,7 @@ class CheckpointStore:
         if step is None:
             raise CheckpointError(f"{self.directory}: no checkpoint to read")
         leaves = read_manifest(self._path(step), step)["leaves"]
-        return self._path(step) / "arrays", {name: (tuple(leaf[0]), leaf[1]) for name, leaf in leaves.items()}
+        return step, self._path(step) / "arrays", {name: (tuple(leaf[0]), leaf[1]) for name, leaf in leaves.items()}
 
     def _path(self, step: int) -> pathlib.Path:
         return self.directory / f"{_PREFIX}{step:08d}"
@@ -296,6 +299,19 @@ def abstract_like(tree: Any) -> Any:
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding if _is_laid_out(leaf) else None)
 
     return jax.tree.map(abstract, tree)
+
+
+def _small_chunks() -> ocp.Context:
+    """Orbax's settings, but for chunks of at most CHUNK_BYTES: an export reads a large array slice by slice."""
+    context = ocp.Context()
+    options = type(context.array.saving.storage_options)
+
+    def chunks(path: Any, value: Any) -> Any:
+        large = value.size * value.dtype.itemsize > CHUNK_BYTES
+        return options(chunk_byte_size=CHUNK_BYTES, shard_axes=(0,)) if large else None  # layers first
+
+    context.array.saving.scoped_storage_options_creator = chunks
+    return context
 
 
 def _named_leaves(tree: Any) -> Iterator[tuple[str, Any]]:

@@ -83,20 +83,31 @@ def generate(folder: pathlib.Path, cfg: ModelConfig) -> None:
 
 
 def measured(command: list[str], kill_after: float | None = None) -> tuple[float, float]:
-    """Seconds and peak memory (10^9 bytes) of a command; killed after some seconds if asked to.
+    """Seconds and peak resident memory (10^9 bytes, memory maps included) of a command; killed after some seconds.
 
     Raises:
       RuntimeError: it failed.
     """
-    started = time.monotonic()
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-    if kill_after is not None:
-        time.sleep(kill_after)
-        process.kill()
-    _, status, usage = os.wait4(process.pid, 0)
-    if status != 0 and kill_after is None:
-        raise RuntimeError(f"{' '.join(command)} ended with status {status}")
-    return time.monotonic() - started, usage.ru_maxrss * 1024 / 1e9
+    started, peak = time.monotonic(), 0.0
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while process.poll() is None:
+        peak = max(peak, peak_memory(process.pid))
+        if kill_after is not None and time.monotonic() - started > kill_after:
+            process.kill()
+        time.sleep(0.02)
+    if process.returncode != 0 and kill_after is None:
+        raise RuntimeError(f"{' '.join(command)} ended with status {process.returncode}")
+    return time.monotonic() - started, peak
+
+
+def peak_memory(process: int) -> float:
+    """What the kernel has noted so far (VmHWM), in 10^9 bytes; 0 for a process that has ended."""
+    try:
+        status = pathlib.Path(f"/proc/{process}/status").read_text()
+    except OSError:
+        return 0.0
+    lines = [line for line in status.splitlines() if line.startswith("VmHWM")]
+    return int(lines[0].split()[1]) * 1024 / 1e9 if lines else 0.0
 
 
 def checksums(folder: pathlib.Path) -> dict[str, Any]:

@@ -22,7 +22,6 @@ from typing import TextIO
 import jax
 import rich.console
 
-from r1jax.checkpoint import CheckpointError
 from r1jax.data.chat import FORMATS, OWN, Chat
 from r1jax.data.tokenizer import HuggingFaceTokenizer, SentencePieceTokenizer, Tokenizer
 from r1jax.data.tokenizer_files import read_json
@@ -31,8 +30,8 @@ from r1jax.sampling.generation_config import GenerationDefaults, read_generation
 from r1jax.sampling.speaker import Conversation, Said, Speaker
 from r1jax.sharding import MeshConfig, make_mesh
 from r1jax.stages.policy import PolicySource, load_policy
+from tools.command_line import USER_ERRORS, complain
 
-USER_ERRORS = (ValueError, ImportError, OSError, CheckpointError)
 # What a model says must not steer the terminal: control characters but tab and newline are shown as unknown.
 HARMLESS = dict.fromkeys({*range(0x20), *range(0x7F, 0xA0)} - {ord("\t"), ord("\n")}, "\ufffd")
 STYLES = {"thinking": "dim", "answer": None, "note": "yellow"}
@@ -137,6 +136,7 @@ def sampling_config(
         options.max_new_tokens,
         temperature=defaults.temperature if options.temperature is None else options.temperature,
         top_p=defaults.top_p if options.top_p is None else options.top_p,
+        top_k=defaults.top_k,
         stop_tokens=tuple(dict.fromkeys(stop_tokens)),
         chunk=CHUNK,
         regroup=1,  # every token is shown when it is drawn
@@ -159,13 +159,6 @@ def converse(conversation: Conversation, lines: TextIO, screen: Screen) -> None:
                 screen.show(conversation.ask(question))
             except ValueError as error:
                 complain(error)
-
-
-def complain(error: Exception) -> None:
-    """One line for the user, as r1jax.train writes it."""
-    console = rich.console.Console(stderr=True)
-    text = f"{type(error).__name__}: {error}"
-    console.print(text, style="bold red", highlight=False, markup=False, soft_wrap=True)
 
 
 class Screen:

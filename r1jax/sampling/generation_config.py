@@ -20,6 +20,7 @@ class GenerationDefaults:
     temperature: float = 0.6
     top_p: float = 0.95
     stop_tokens: tuple[int, ...] = ()  # beside the tokenizer's eos
+    top_k: int = 0  # 0: all tokens
 
 
 def read_generation_defaults(folder: pathlib.Path) -> GenerationDefaults:
@@ -37,9 +38,14 @@ def read_generation_defaults(folder: pathlib.Path) -> GenerationDefaults:
 def _defaults(path: pathlib.Path, fields: dict[str, Any]) -> GenerationDefaults:
     ends = fields.get("eos_token_id")
     ends = [] if ends is None else ends if isinstance(ends, list) else [ends]
-    found = {name: fields[name] for name in ("temperature", "top_p") if fields.get(name) is not None}
-    for name, values, kinds in (*((n, [v], (int, float)) for n, v in found.items()), ("eos_token_id", ends, (int,))):
+    if fields.get("do_sample") is False:
+        fields = fields | {"temperature": 0}
+    kinds_of: dict[str, tuple[type, ...]] = {"temperature": (int, float), "top_p": (int, float), "top_k": (int,)}
+    found = {name: fields[name] for name in kinds_of if fields.get(name) is not None}
+    for name, values, kinds in (*((n, [v], kinds_of[n]) for n, v in found.items()), ("eos_token_id", ends, (int,))):
         wrong = [value for value in values if not isinstance(value, kinds) or isinstance(value, bool)]
         if wrong:
             raise DataError(f"{path}: {name} has {wrong[0]!r}, expected a number")
-    return GenerationDefaults(**{name: float(value) for name, value in found.items()}, stop_tokens=tuple(ends))
+    top_k = found.pop("top_k", 0)
+    numbers = {name: float(value) for name, value in found.items()}
+    return GenerationDefaults(**numbers, top_k=top_k, stop_tokens=tuple(ends))

@@ -18,7 +18,7 @@ class CheckpointTensors:
     def __init__(self, folder: pathlib.Path) -> None:
         """Raises WeightsError if the folder holds no finished policy, or other parameters than its model.json says."""
         self.model, self.tokenizer = read_description(folder)
-        arrays, leaves = CheckpointStore(folder / PARAMETERS).open_arrays()
+        self.step, arrays, leaves = CheckpointStore(folder / PARAMETERS).open_arrays()
         wanted = {"/".join(path): (leaf.shape, str(leaf.dtype)) for path, leaf in flat_shapes(self.model).items()}
         if leaves != wanted:
             differing = sorted(name for name in leaves.keys() | wanted.keys() if leaves.get(name) != wanted.get(name))

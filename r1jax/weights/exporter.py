@@ -17,7 +17,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from r1jax.checkpoint import CheckpointStore, DiskFullError
+from r1jax.checkpoint import DiskFullError
 from r1jax.data.tokenizer import Tokenizer
 from r1jax.metrics import Progress
 from r1jax.model.config import ModelConfig
@@ -26,7 +26,6 @@ from r1jax.weights.fp8 import BLOCK, E4M3, SCALE_SUFFIX, quantize, scale_shape
 from r1jax.weights.hf_config import config_fields, model_config
 from r1jax.weights.importer import MIB, RELEASED
 from r1jax.weights.names import Source, hf_table
-from r1jax.weights.policy_folder import PARAMETERS
 from r1jax.weights.released import INDEX, SINGLE, read_json
 from r1jax.weights.safetensors_files import TensorSpec, open_safetensors, write_safetensors
 from r1jax.workdir import WorkdirError, write_atomically
@@ -123,8 +122,7 @@ def export_checkpoint(folder: pathlib.Path, out: pathlib.Path, options: ExportOp
         ue8m0 = ((original or {}).get("quantization_config") or {}).get("scale_fmt") == "ue8m0"
     config = export_config(cfg, original, tensors.tokenizer, dtype, ue8m0)
     shards = plan_shards(plan_tensors(cfg, dtype), options.max_shard_bytes)
-    step = CheckpointStore(folder / PARAMETERS).latest()
-    plan = {"checkpoint": [str(folder.resolve()), step], "config": config, "shards": list(shards)}
+    plan = {"checkpoint": [str(folder.resolve()), tensors.step], "config": config, "shards": list(shards)}
     _claim(out, plan)
     _check_room(out, shards)
     _write_shards(out, shards, tensors, ue8m0)

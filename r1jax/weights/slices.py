@@ -20,7 +20,7 @@ import tensorstore
 from orbax.checkpoint import v1 as ocp
 
 CHUNK_BYTES = 64 * 2**20  # the largest chunk; a reader of a shard decodes the chunks that it touches
-CACHE_BYTES = 2 * 2**30  # of decoded chunks, for checkpoints whose chunks are larger than the slices read
+CACHE_BYTES = 256 * 2**20  # of decoded chunks: a chunk may hold several slices
 _TREE = "state"  # where Orbax keeps the arrays of a checkpoint that is one tree
 
 
