@@ -252,7 +252,7 @@ def test_a_killed_export_goes_on_and_cannot_be_loaded_meanwhile(tmp_path: Path, 
     options = ExportOptions(max_shard_bytes=100_000)
     with pytest.raises(KeyboardInterrupt):
         export_checkpoint(tmp_path / "in", tmp_path / "out", options)
-    with pytest.raises(WeightsError, match=r"there is no .*config\.json"):
+    with pytest.raises(ValueError, match=r"has no config\.json"):
         ReleasedFolder(tmp_path / "out")
     with pytest.raises(WorkdirError, match="another export that was not finished"):
         export_checkpoint(tmp_path / "in", tmp_path / "out", ExportOptions("float32"))
@@ -392,7 +392,7 @@ def test_damaged_files_are_refused_before_anything_is_read(tmp_path: Path) -> No
         return tmp_path / name
 
     def refused(folder: Path, message: str) -> None:
-        with pytest.raises(WeightsError, match=message) as error:
+        with pytest.raises(ValueError, match=message) as error:
             ReleasedFolder(folder)
         print(error.value)
 
@@ -415,7 +415,7 @@ def test_damaged_files_are_refused_before_anything_is_read(tmp_path: Path) -> No
     (folder / "config.json").write_text("{")
     refused(folder, r"config\.json is not JSON")
     (folder / "config.json").unlink()
-    refused(folder, r"there is no .*config\.json")
+    refused(folder, r"has no config\.json")
     tensors = with_fp8(random_tensors(DEEPSEEK))
     lacking = {n: v for n, v in tensors.items() if n != f"{EXPERT}{SCALE_SUFFIX}"}
     write_folder(tmp_path / "scale", DEEPSEEK, lacking)

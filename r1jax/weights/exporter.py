@@ -19,14 +19,16 @@ import numpy as np
 
 from r1jax.checkpoint import DiskFullError
 from r1jax.data.tokenizer import Tokenizer
+from r1jax.data.tokenizer_files import read_json
 from r1jax.metrics import Progress
 from r1jax.model.config import ModelConfig
+from r1jax.sampling.generation_config import RELEASED
 from r1jax.weights.checkpoint_tensors import CheckpointTensors
 from r1jax.weights.fp8 import BLOCK, E4M3, SCALE_SUFFIX, quantize, scale_shape
 from r1jax.weights.hf_config import config_fields, model_config
-from r1jax.weights.importer import MIB, RELEASED
+from r1jax.weights.importer import MIB
 from r1jax.weights.names import Source, hf_table
-from r1jax.weights.released import INDEX, SINGLE, read_json
+from r1jax.weights.released import INDEX, SINGLE
 from r1jax.weights.safetensors_files import TensorSpec, open_safetensors, write_safetensors
 from r1jax.workdir import WorkdirError, write_atomically
 

@@ -21,6 +21,7 @@ from r1jax.checkpoint import CheckpointStore, DiskFullError, is_disk_full
 from r1jax.data.tokenizer import HuggingFaceTokenizer
 from r1jax.metrics import Progress
 from r1jax.model.config import ModelConfig
+from r1jax.sampling.generation_config import RELEASED
 from r1jax.weights.gguf import GGUFFile, checked_table, gguf_config, gguf_tokenizer
 from r1jax.weights.names import Source
 from r1jax.weights.parameters import AddedRows, ParameterReader, ReadTensor
@@ -30,7 +31,6 @@ from r1jax.weights.slices import SliceWriter
 from r1jax.workdir import WorkdirError, write_atomically
 
 THINK_TOKENS = ("<think>", "</think>")
-RELEASED = "released"  # folder of the source's small files
 RECORD = "import.json"
 WORK, DONE = "importing", "importing.txt"  # of an import that is not finished: its arrays, the tensors written
 CARRIED = ("*.json", "*.jinja", "*.txt", "*.model", "LICENSE*")  # of the source's files, apart from the tensors' index

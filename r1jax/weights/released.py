@@ -6,7 +6,6 @@ name the same tensors, that every FP8 matrix has the scales that belong to it.
 
 from __future__ import annotations
 
-import json
 import pathlib
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
@@ -16,6 +15,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from r1jax.data.tokenizer import HuggingFaceTokenizer
+from r1jax.data.tokenizer_files import read_json
 from r1jax.model.config import ModelConfig
 from r1jax.types import Params
 from r1jax.weights.fp8 import BLOCK, E4M3, SCALE_SUFFIX, dequantize, is_power_of_two, scale_shape
@@ -40,24 +40,11 @@ QUANTIZATION: dict[str, tuple[Any, ...]] = {
 }
 
 
-def read_json(path: pathlib.Path) -> dict[str, Any]:
-    """A JSON file with an object. Raises WeightsError naming the file."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise WeightsError(f"there is no {path}") from error
-    except ValueError as error:
-        raise WeightsError(f"{path} is not JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise WeightsError(f"{path} holds {type(value).__name__}, expected an object")
-    return value
-
-
 class ReleasedFolder:
     """A released checkpoint: its config.json, and tensors that are read (and dequantized) one at a time."""
 
     def __init__(self, path: pathlib.Path | str) -> None:
-        """Raises WeightsError if a file is missing or damaged, or index, shards and scales do not fit together."""
+        """Raises WeightsError or DataError if a file is missing or damaged, or index, shards and scales do not fit."""
         self.path = pathlib.Path(path)
         self.config = read_json(self.path / "config.json")
         self.ue8m0 = _check_quantization(self.path, self.config.get("quantization_config"))
