@@ -160,15 +160,20 @@ def paper(seed: int) -> dict:
     decay, clip norm and warm-up, the clip range, token-wise ratios and 1/|o|, no top-k and top-p, the MTP module and
     the balancing bias frozen.
 
-    Hardware: the paper used 512 H800 for 198 hours. `init.path` must hold DeepSeek-V3-Base, `source.path` the
-    questions. The grader knows numbers, sequences and options: questions whose answers are expressions are UNGRADABLE
+    Hardware: the paper used 512 H800 for 198 hours. `init.path` is the released folder of DeepSeek-V3-Base (or, with
+    kind "stage", one that tools/import_weights.py has made of it), `source.path` the questions. The grader knows numbers, sequences and options: questions whose answers are expressions are UNGRADABLE
     and train nothing.
     """
     return {
         "stage": "rl",
         "seed": seed,
         "rollouts": 650,  # 10,400 updates of 16 a rollout
-        "init": {"kind": "stage", "path": "../deepseek_v3_base", "preset": "deepseek_v3_671b"},
+        "init": {
+            "kind": "huggingface",
+            "path": "DeepSeek-V3-Base",
+            "preset": "deepseek_v3_671b",
+            "overrides": {"dtype": "bfloat16", "remat": "block"},
+        },
         "mesh": {"data": 1, "fsdp": -1, "expert": 64, "tensor": 1},  # expert parallelism over 64 as in V3's training
         "source": {"kind": "jsonl", "path": "data/r1_zero_prompts.jsonl"},
         "prompt": {"template": "r1_zero", "width": 2048},  # width: not published

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import numpy as np
@@ -10,7 +11,10 @@ from folders import deepseek_shapes
 
 from r1jax.model.presets import PRESETS, get_preset
 from r1jax.model.transformer import param_count
+from r1jax.settings import ConfigError
+from r1jax.stages.policy import check_preset
 from r1jax.weights.exporter import plan_shards, plan_tensors
+from r1jax.weights.hf_config import model_config
 from r1jax.weights.names import Source, WeightsError, check_filled, check_names, hf_table, to_parameter, to_stored
 
 V3 = {
@@ -136,3 +140,53 @@ def test_a_table_with_a_hole_is_refused() -> None:
         check_filled(cfg, lacking)
     with pytest.raises(WeightsError, match="moe_layers/moe/experts/up is not filled exactly once"):
         check_filled(cfg, [*table, next(s for s in table if s.path[-1] == "up" and "moe_layers" in s.path)])
+
+
+def test_the_published_config_of_v3_is_the_preset() -> None:
+    config = V3 | {
+        "architectures": ["DeepseekV3ForCausalLM"],
+        "attention_bias": False,
+        "attention_dropout": 0.0,
+        "auto_map": {"AutoConfig": "configuration_deepseek.DeepseekV3Config"},
+        "aux_loss_alpha": 0.001,
+        "bos_token_id": 0,
+        "eos_token_id": 1,
+        "ep_size": 1,
+        "hidden_act": "silu",
+        "initializer_range": 0.02,
+        "max_position_embeddings": 163840,
+        "model_type": "deepseek_v3",
+        "moe_layer_freq": 1,
+        "n_group": 8,
+        "norm_topk_prob": True,
+        "num_experts_per_tok": 8,
+        "num_key_value_heads": 128,
+        "num_nextn_predict_layers": 1,
+        "pretraining_tp": 1,
+        "quantization_config": {"quant_method": "fp8"},
+        "rms_norm_eps": 1e-6,
+        "rope_scaling": {
+            "beta_fast": 32,
+            "beta_slow": 1,
+            "factor": 40,
+            "mscale": 1.0,
+            "mscale_all_dim": 1.0,
+            "original_max_position_embeddings": 4096,
+            "type": "yarn",
+        },
+        "rope_theta": 10000,
+        "routed_scaling_factor": 2.5,
+        "scoring_func": "sigmoid",
+        "seq_aux": True,
+        "tie_word_embeddings": False,
+        "topk_group": 4,
+        "topk_method": "noaux_tc",
+        "torch_dtype": "bfloat16",
+        "transformers_version": "4.46.3",
+        "use_cache": True,
+    }
+    cfg = model_config(config, remat="block")
+    check_preset("deepseek_v3_671b", cfg)
+    assert dataclasses.replace(cfg, init_std=0.006) == get_preset("deepseek_v3_671b")
+    with pytest.raises(ConfigError, match=r"norm_eps = 1e-05, not 1e-06"):
+        check_preset("deepseek_v3_671b", dataclasses.replace(cfg, norm_eps=1e-5))
