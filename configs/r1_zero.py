@@ -161,8 +161,8 @@ def paper(seed: int) -> dict:
     the balancing bias frozen.
 
     Hardware: the paper used 512 H800 for 198 hours. `init.path` is the released folder of DeepSeek-V3-Base (or, with
-    kind "stage", one that tools/import_weights.py has made of it), `source.path` the questions. The grader knows numbers, sequences and options: questions whose answers are expressions are UNGRADABLE
-    and train nothing.
+    kind "stage", one that tools/import_weights.py has made of it), `source.path` the questions. The grader knows
+    numbers, sequences and options: questions whose answers are expressions are UNGRADABLE and train nothing.
     """
     return {
         "stage": "rl",
