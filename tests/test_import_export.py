@@ -100,6 +100,14 @@ def test_import_export_import_is_bit_equal(tmp_path: Path, fields: dict[str, Any
     assert json.loads((tmp_path / "out" / "generation_config.json").read_text())["temperature"] == 0.6
 
 
+def test_one_float32_norm_makes_the_import_float32(tmp_path: Path) -> None:
+    tensors = random_tensors(DEEPSEEK)
+    tensors["model.norm.weight"] = tensors["model.norm.weight"].astype(np.float32) + np.float32(1e-6)
+    write_folder(tmp_path / "source", DEEPSEEK, tensors)
+    assert import_checkpoint(tmp_path / "source", tmp_path / "in", ImportOptions()).param_dtype == "float32"
+    np.testing.assert_array_equal(restored(tmp_path / "in")["final_norm/scale"], tensors["model.norm.weight"])
+
+
 def test_exported_files_are_what_the_safetensors_library_reads(tmp_path: Path) -> None:
     tensors = random_tensors(QWEN)
     write_folder(tmp_path / "source", QWEN, tensors)

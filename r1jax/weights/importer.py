@@ -124,7 +124,7 @@ def import_checkpoint(path: pathlib.Path, out: pathlib.Path, options: ImportOpti
     origin = open_origin(path, options)
     tokenizer, cfg, added = _with_think_tokens(origin) if options.think_tokens else (origin.tokenizer, origin.cfg, None)
     reader = ParameterReader(cfg, origin.table, origin.read, added)
-    record = {"source": str(path), "options": _lasting(options), **origin.fingerprint}
+    record = {"source": str(path.resolve()), "options": _lasting(options), **origin.fingerprint}
     store = CheckpointStore(out / PARAMETERS, keep=1)
     _claim(out, record)
     if not store.steps():
@@ -196,6 +196,8 @@ def _write_slices(out: pathlib.Path, reader: ParameterReader, origin: Origin, th
     arrays = {"/".join(path): (shape, reader.depth(path)) for path, shape in reader.shapes.items()}
     writer = SliceWriter(out / WORK / "arrays", arrays)
     done_file = out / DONE
+    if writer.fresh:
+        done_file.unlink(missing_ok=True)  # of arrays that someone has removed
     names = {reader.sources[path][index].name: (path, index) for path, index in reader.pieces()}
     finished = _finished(done_file) & names.keys()
     total = sum(origin.nbytes[name] for name in names)

@@ -79,11 +79,12 @@ class ReleasedFolder:
     def param_dtype(self) -> str:
         """The smallest parameter type that holds what the tensors say: bfloat16 for BF16 and FP8 checkpoints.
 
-        FP8 is published to be dequantized to bfloat16, although scale times value may have more digits than that.
+        The router is float32 in the model whatever this is. FP8 is published to be dequantized to bfloat16, although
+        scale times value may have more digits than that.
         """
-        wide = (np.dtype(np.float32), np.dtype(np.float64), np.dtype(np.float16))
-        matrices = [tensor for name, tensor in self._stored.items() if name in self.shapes and len(tensor.shape) > 1]
-        return "float32" if any(tensor.dtype in wide for tensor in matrices) else "bfloat16"
+        narrow = (np.dtype(ml_dtypes.bfloat16), E4M3)
+        own = [self._stored[name] for name in self.shapes if ".mlp.gate." not in name]
+        return "bfloat16" if all(tensor.dtype in narrow for tensor in own) else "float32"
 
     @property
     def is_fp8(self) -> bool:

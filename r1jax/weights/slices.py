@@ -45,7 +45,8 @@ class SliceWriter:
         """
         self._folder = folder
         self._stores: dict[str, Any] = {}
-        if not (folder / _TREE / "_METADATA").is_file():
+        self.fresh = not (folder / _TREE / "_METADATA").is_file()  # nothing was written by an earlier process
+        if self.fresh:
             shutil.rmtree(folder, ignore_errors=True)
             folder.parent.mkdir(parents=True, exist_ok=True)
             self._make_skeleton(arrays)
@@ -53,7 +54,7 @@ class SliceWriter:
             self._stores[name] = self._open(name, array, depth)
 
     def write(self, name: str, index: tuple[int, ...], value: np.ndarray) -> None:
-        """Writes one slice; when it returns, the slice survives the end of the process."""
+        """Writes one slice; when it returns, the slice is on the disk."""
         self._stores[name][index].write(value).result()
 
     def _make_skeleton(self, arrays: Mapping[str, tuple[jax.ShapeDtypeStruct, int]]) -> None:
@@ -79,7 +80,6 @@ class SliceWriter:
         }
         return tensorstore.open(
             spec,
-            context=tensorstore.Context({"file_io_sync": False}),  # whoever finishes the checkpoint syncs all files
             create=True,
             open=True,
             dtype=np.dtype(array.dtype).name,
