@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pathlib
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import safetensors.numpy
 from flax import traverse_util
 from folders import DEEPSEEK, MATRICES, QWEN, byte_tokenizer, random_tensors, write_folder
 
+import r1jax.weights.exporter as exporter
 import r1jax.weights.importer as importer
 from r1jax.checkpoint import CheckpointError, CheckpointStore, DiskFullError
 from r1jax.model.config import ModelConfig
@@ -246,8 +248,6 @@ def test_a_killed_export_goes_on_and_cannot_be_loaded_meanwhile(tmp_path: Path, 
     tensors = random_tensors(DEEPSEEK)
     write_folder(tmp_path / "source", DEEPSEEK, tensors)
     import_checkpoint(tmp_path / "source", tmp_path / "in", ImportOptions())
-    import r1jax.weights.exporter as exporter
-
     read, calls = exporter.CheckpointTensors.read, []
 
     def dying(self: Any, source: Any) -> np.ndarray:
@@ -262,14 +262,113 @@ def test_a_killed_export_goes_on_and_cannot_be_loaded_meanwhile(tmp_path: Path, 
         export_checkpoint(tmp_path / "in", tmp_path / "out", options)
     with pytest.raises(ValueError, match=r"has no config\.json"):
         ReleasedFolder(tmp_path / "out")
-    with pytest.raises(WorkdirError, match="another export that was not finished"):
-        export_checkpoint(tmp_path / "in", tmp_path / "out", ExportOptions("float32"))
+    for other in (ExportOptions("float32"), ExportOptions(max_shard_bytes=99_000)):
+        with pytest.raises(WorkdirError, match="another export that was not finished"):
+            export_checkpoint(tmp_path / "in", tmp_path / "out", other)
     finished = {f.name: f.stat().st_mtime_ns for f in (tmp_path / "out").glob("*.safetensors")}
     assert finished
     export_checkpoint(tmp_path / "in", tmp_path / "out", options)
     assert_equal(stored(tmp_path / "out"), tensors)
     assert all((tmp_path / "out" / name).stat().st_mtime_ns == time for name, time in finished.items())
     assert not list((tmp_path / "out").glob("*.partial"))
+
+
+def test_an_export_does_not_go_on_with_another_checkpoint(tmp_path: Path, monkeypatch: Any) -> None:
+    for seed in (0, 1):
+        write_folder(tmp_path / f"source{seed}", QWEN, random_tensors(QWEN, seed))
+        import_checkpoint(tmp_path / f"source{seed}", tmp_path / f"in{seed}", ImportOptions())
+    monkeypatch.setattr(exporter, "_write_small_files", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        export_checkpoint(tmp_path / "in0", tmp_path / "out", ExportOptions(max_shard_bytes=80_000))
+    monkeypatch.undo()
+    shutil.rmtree(tmp_path / "in0")
+    (tmp_path / "in1").rename(tmp_path / "in0")  # another policy under the same name
+    with pytest.raises(WorkdirError, match="another export that was not finished"):
+        export_checkpoint(tmp_path / "in0", tmp_path / "out", ExportOptions(max_shard_bytes=80_000))
+
+
+def interrupt(*args: Any, **kwargs: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def test_a_shard_of_something_else_is_not_taken_for_a_finished_one(tmp_path: Path, monkeypatch: Any) -> None:
+    write_folder(tmp_path / "source", QWEN, random_tensors(QWEN))
+    import_checkpoint(tmp_path / "source", tmp_path / "in", ImportOptions())
+    monkeypatch.setattr(exporter, "_write_small_files", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        export_checkpoint(tmp_path / "in", tmp_path / "out", ExportOptions(max_shard_bytes=80_000))
+    monkeypatch.undo()
+    first, second = sorted((tmp_path / "out").glob("*.safetensors"))[:2]
+    first.write_bytes(second.read_bytes())
+    with pytest.raises(WorkdirError, match=r"model-00001-of-.* is not of this export"):
+        export_checkpoint(tmp_path / "in", tmp_path / "out", ExportOptions(max_shard_bytes=80_000))
+
+
+def test_an_import_does_not_go_on_with_another_tokenizer(tmp_path: Path, monkeypatch: Any) -> None:
+    write_folder(tmp_path / "source", QWEN, random_tensors(QWEN))
+    monkeypatch.setattr(importer, "write_description", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        import_checkpoint(tmp_path / "source", tmp_path / "in", ImportOptions(think_tokens=True))
+    monkeypatch.undo()
+    larger = byte_tokenizer()
+    larger.add_tokens(["more"])
+    larger.save(str(tmp_path / "source" / "tokenizer.json"))
+    with pytest.raises(WorkdirError, match="belongs to another import: small_files differ"):
+        import_checkpoint(tmp_path / "source", tmp_path / "in", ImportOptions(think_tokens=True))
+
+
+def test_an_import_whose_arrays_were_removed_starts_over(tmp_path: Path, monkeypatch: Any) -> None:
+    write_folder(tmp_path / "source", QWEN, random_tensors(QWEN))
+    monkeypatch.setattr(importer, "write_description", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        import_checkpoint(tmp_path / "source", tmp_path / "in", ImportOptions())
+    monkeypatch.undo()
+    shutil.rmtree(tmp_path / "in" / "importing")
+    import_checkpoint(tmp_path / "source", tmp_path / "in", ImportOptions())
+    np.testing.assert_array_equal(
+        restored(tmp_path / "in")["embed/embedding"], random_tensors(QWEN)["model.embed_tokens.weight"]
+    )
+
+
+def test_two_processes_do_not_import_into_one_folder(tmp_path: Path, monkeypatch: Any) -> None:
+    write_folder(tmp_path / "source", QWEN, random_tensors(QWEN))
+
+    def second(*args: Any, **kwargs: Any) -> None:
+        with pytest.raises(WorkdirError, match="another process is importing into it"):
+            import_checkpoint(tmp_path / "source", tmp_path / "in", ImportOptions())
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(importer, "write_description", second)
+    with pytest.raises(KeyboardInterrupt):
+        import_checkpoint(tmp_path / "source", tmp_path / "in", ImportOptions())
+
+
+def test_values_that_the_type_cannot_hold_are_refused(tmp_path: Path) -> None:
+    tensors = random_tensors(QWEN)
+    tensors["model.norm.weight"][3] = np.finfo(np.float32).max
+    write_folder(tmp_path / "source", QWEN, tensors)
+    with pytest.raises(WeightsError, match=r"converted to bfloat16: tensor model\.norm\.weight holds NaN or infinity"):
+        import_checkpoint(tmp_path / "source", tmp_path / "in", ImportOptions(param_dtype="bfloat16"))
+    import_checkpoint(tmp_path / "source", tmp_path / "single", ImportOptions())
+    with pytest.raises(WeightsError, match=r"in bfloat16: tensor model\.norm\.weight holds NaN or infinity"):
+        export_checkpoint(tmp_path / "single", tmp_path / "out", ExportOptions("bfloat16"))
+    assert not (tmp_path / "out" / "config.json").exists()
+
+
+def test_half_precision_files_become_float32(tmp_path: Path) -> None:
+    tensors = {name: value.astype(np.float16) for name, value in random_tensors(QWEN).items()}
+    write_folder(tmp_path / "source", QWEN | {"torch_dtype": "float16"}, tensors)
+    assert import_checkpoint(tmp_path / "source", tmp_path / "in", ImportOptions()).param_dtype == "float32"
+    embedding = restored(tmp_path / "in")["embed/embedding"]
+    np.testing.assert_array_equal(embedding, tensors["model.embed_tokens.weight"].astype(np.float32))
+
+
+def test_copies_are_checked_when_a_folder_is_loaded_directly(tmp_path: Path) -> None:
+    tensors = random_tensors(DEEPSEEK)
+    tensors["model.layers.3.shared_head.head.weight"] = tensors["model.layers.3.shared_head.head.weight"] + 1
+    write_folder(tmp_path / "source", DEEPSEEK, tensors)
+    with pytest.raises(WeightsError, match=r"shared_head\.head\.weight differs from lm_head\.weight"):
+        load_released(tmp_path / "source")
 
 
 def test_think_tokens_are_added_and_embeddings_resized(tmp_path: Path) -> None:
@@ -289,8 +388,9 @@ def test_think_tokens_are_added_and_embeddings_resized(tmp_path: Path) -> None:
     assert len(policy.tokenizer.encode("<think>a</think>")) == 3
     export_checkpoint(tmp_path / "in", tmp_path / "out", ExportOptions())
     assert json.loads((tmp_path / "out" / "config.json").read_text())["vocab_size"] == 262
-    import_checkpoint(tmp_path / "out", tmp_path / "again", ImportOptions(think_tokens=True))
+    import_checkpoint(tmp_path / "out", tmp_path / "again", ImportOptions())  # the tokenizer has them now
     assert_equal(restored(tmp_path / "again"), params)
+    assert '"<think>"' in (tmp_path / "again" / "tokenizer.json").read_text()
 
 
 def test_think_tokens_take_padding_rows_where_there_are_some(tmp_path: Path) -> None:
@@ -349,7 +449,7 @@ DAMAGES: dict[str, tuple[Edit, str]] = {
     "missing tensor": (_drop(EXPERT), rf"lacks tensors: {EXPERT}"),
     "NaN": (
         _set("model.layers.0.self_attn.kv_b_proj.weight", _nan),
-        r"layers\.0\.self_attn\.kv_b_proj\.weight in .* NaN",
+        r"tensor model\.layers\.0\.self_attn\.kv_b_proj\.weight holds NaN",
     ),
     "unknown tensor": (
         lambda path, fields, tensors: tensors.update({"model.extra": np.zeros(3, np.float32)}),
@@ -480,6 +580,8 @@ def test_a_damaged_import_is_not_exported(tmp_path: Path) -> None:
     data = bytearray(chunk.read_bytes())
     data[5] ^= 1
     chunk.write_bytes(data)
+    with pytest.raises(CheckpointError, match="every checkpoint is damaged"):
+        import_checkpoint(tmp_path / "source", tmp_path / "in", ImportOptions())  # said, not passed over
     with pytest.raises(CheckpointError, match="every checkpoint is damaged"):
         export_checkpoint(tmp_path / "in", tmp_path / "out", ExportOptions())
     assert not (tmp_path / "out" / "config.json").exists()

@@ -89,6 +89,9 @@ class Speaker:
             yield Said("note", f"thinking stopped at its budget of {self._budget} tokens")
             prompt = [*prompt, *text.tokens, *self._tokenizer.encode(BUDGET_CLOSING)]
             limit -= len(text.tokens)
+            if limit < 1 or len(prompt) >= self._model.max_positions:
+                yield Said("note", "no room is left for an answer")
+                return
             text = _Text(self._tokenizer, None)
             yield from self._draw(prompt, answer_key, limit, text)
         if not text.ended:
@@ -111,7 +114,8 @@ class Speaker:
         context = self._model.max_positions
         if length >= context:
             raise ValueError(f"the prompt has {length} tokens, the model's context {context}: no room for an answer")
-        width = min(-(-length // WIDTH_STEP) * WIDTH_STEP, context - 1)
+        # Rounded up, but not so far that the answer loses room to padding.
+        width = max(length, min(-(-length // WIDTH_STEP) * WIDTH_STEP, context - limit))
         config = dataclasses.replace(self._config, max_new_tokens=min(limit, context - width))
         shape = width, config.max_new_tokens
         if shape not in self._samplers:

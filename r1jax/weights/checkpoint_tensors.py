@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import pathlib
 
 import numpy as np
@@ -18,7 +19,7 @@ class CheckpointTensors:
     def __init__(self, folder: pathlib.Path) -> None:
         """Raises WeightsError if the folder holds no finished policy, or other parameters than its model.json says."""
         self.model, self.tokenizer = read_description(folder)
-        self.step, arrays, leaves = CheckpointStore(folder / PARAMETERS).open_arrays()
+        _, arrays, leaves = CheckpointStore(folder / PARAMETERS).open_arrays()
         wanted = {"/".join(path): (leaf.shape, str(leaf.dtype)) for path, leaf in flat_shapes(self.model).items()}
         if leaves != wanted:
             differing = sorted(name for name in leaves.keys() | wanted.keys() if leaves.get(name) != wanted.get(name))
@@ -27,6 +28,7 @@ class CheckpointTensors:
                 f"{folder / PARAMETERS}: {name} is {leaves.get(name)}, {MODEL_FILE} says {wanted.get(name)}", differing
             )
         self._slices = SliceReader(arrays)
+        self.fingerprint = hashlib.sha256((arrays.parent / "manifest.json").read_bytes()).hexdigest()
 
     def read(self, source: Source) -> np.ndarray:
         """The stored tensor of one entry of a name table, in the parameter's type."""

@@ -27,7 +27,7 @@ from r1jax.weights.checkpoint_tensors import CheckpointTensors
 from r1jax.weights.fp8 import BLOCK, E4M3, SCALE_SUFFIX, quantize, scale_shape
 from r1jax.weights.hf_config import config_fields, model_config
 from r1jax.weights.importer import MIB
-from r1jax.weights.names import Source, hf_table
+from r1jax.weights.names import Source, check_finite, hf_table
 from r1jax.weights.released import INDEX, SINGLE
 from r1jax.weights.safetensors_files import TensorSpec, open_safetensors, write_safetensors
 from r1jax.workdir import WorkdirError, write_atomically
@@ -124,7 +124,7 @@ def export_checkpoint(folder: pathlib.Path, out: pathlib.Path, options: ExportOp
         ue8m0 = ((original or {}).get("quantization_config") or {}).get("scale_fmt") == "ue8m0"
     config = export_config(cfg, original, tensors.tokenizer, dtype, ue8m0)
     shards = plan_shards(plan_tensors(cfg, dtype), options.max_shard_bytes)
-    plan = {"checkpoint": [str(folder.resolve()), tensors.step], "config": config, "shards": list(shards)}
+    plan = {"checkpoint": tensors.fingerprint, "config": config, "max_shard_bytes": options.max_shard_bytes}
     _claim(out, plan)
     _check_room(out, shards)
     _write_shards(out, shards, tensors, ue8m0)
@@ -189,7 +189,9 @@ def _write_shards(
     sizes = {name: sum(t.spec.nbytes for t in shard) for name, shard in shards.items()}
     ready = [name for name in shards if (out / name).exists()]
     for name in ready:
-        open_safetensors(out / name)  # raises if it is not whole
+        found = {tensor: (stored.dtype, stored.shape) for tensor, stored in open_safetensors(out / name).items()}
+        if found != {tensor.spec.name: (tensor.spec.dtype, tensor.spec.shape) for tensor in shards[name]}:
+            raise WorkdirError(f"{out / name} is not of this export; remove the folder, or choose another")
     done, total = sum(sizes[name] for name in ready), -(-sum(sizes.values()) // MIB)
     with Progress(f"export to {out.name} (MiB)", total, done // MIB) as progress:
         for name, shard in shards.items():
@@ -216,11 +218,15 @@ def _values(
         source = planned.source
         if planned.spec.dtype == E4M3 or planned.is_scale:
             if source.name != name:
-                name, parts = source.name, quantize(tensors.read(source).astype(np.float32), power_of_two=ue8m0)
+                value = tensors.read(source).astype(np.float32)
+                check_finite(value, source.name, "the checkpoint")
+                name, parts = source.name, quantize(value, power_of_two=ue8m0)
             assert parts is not None
             yield planned.spec, parts[planned.is_scale]
         else:
-            yield planned.spec, np.asarray(tensors.read(source), planned.spec.dtype)
+            value = np.asarray(tensors.read(source), planned.spec.dtype)
+            check_finite(value, source.name, f"the checkpoint, in {planned.spec.dtype}")
+            yield planned.spec, value
 
 
 def _write_small_files(

@@ -20,6 +20,7 @@ from r1jax.model.config import (
     RopeConfig,
     YarnConfig,
 )
+from r1jax.model.moe import moe_config
 from r1jax.model.rope import rope_amplitude
 from r1jax.weights.names import WeightsError
 
@@ -91,7 +92,7 @@ ONLY: dict[str, tuple[Any, ...]] = {
     "rope_interleaved": (False,),
     "use_mrope": (False, None),
 }
-MAX_MTP_DEPTH = 1
+MAY_BE_ZERO = ("first_k_dense_replace",)
 
 
 class _Fields:
@@ -106,11 +107,15 @@ class _Fields:
         return self.fields.get(key, default)
 
     def require(self, key: str, kind: type | tuple[type, ...] = int) -> Any:
+        """A value of this kind; a number must be positive, or 0 where that means something."""
         value = self.get(key)
-        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        fits = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+        if fits and kind is not bool:
+            fits = value > 0 or (value == 0 and key in MAY_BE_ZERO)
+        if not fits:
             problem = f"{key} is missing" if value is None else f"{key} is {value!r}"
             names = " or ".join(k.__name__ for k in (kind if isinstance(kind, tuple) else (kind,)))
-            raise WeightsError(f"{self.where}: {problem}, expected {names}")
+            raise WeightsError(f"{self.where}: {problem}, expected {'' if kind is bool else 'a positive '}{names}")
         return value
 
     def only(self, key: str, *allowed: Any) -> None:
@@ -160,9 +165,9 @@ def model_config(
     if moe is not None:
         dense = min(reader.require("first_k_dense_replace"), layers)
         moe = moe if dense < layers else None
-    mtp_depth = reader.get("num_nextn_predict_layers", reader.get("num_mtp_layers", 0)) or 0
-    if mtp_depth > MAX_MTP_DEPTH:
-        raise WeightsError(f"{where}: num_nextn_predict_layers is {mtp_depth}, at most {MAX_MTP_DEPTH} is supported")
+    mtp_key = "num_mtp_layers" if "num_mtp_layers" in fields else "num_nextn_predict_layers"
+    reader.only(mtp_key, *((0, 1, None) if family == "deepseek_v3" else (0, None)))
+    reader.only("tie_word_embeddings", False, True)
     dtype = str(reader.get("dtype", reader.get("torch_dtype"))).removeprefix("torch.")
     built: dict[str, Any] = {
         "vocab_size": reader.require("vocab_size"),
@@ -170,10 +175,10 @@ def model_config(
         "num_dense_layers": dense,
         "ffn_dim": reader.require("intermediate_size"),
         "attention": _mla(reader) if deepseek else _gqa(reader, family, width),
-        "rope": _rope(reader, family),
+        "rope": _rope(reader, family, ignore),
         "num_moe_layers": layers - dense,
         "moe": moe,
-        "mtp_depth": mtp_depth,
+        "mtp_depth": reader.get(mtp_key) or 0,
         "norm_eps": float(reader.require("rms_norm_eps", (float, int))),
         "tied_embeddings": bool(reader.get("tie_word_embeddings", False)),
         "max_positions": reader.require("max_position_embeddings"),
@@ -182,7 +187,10 @@ def model_config(
     }
     reader.finish(ignore)
     try:
-        return ModelConfig(**(built | overrides))
+        cfg = ModelConfig(**(built | overrides))
+        if cfg.moe is not None:
+            moe_config(cfg)  # raises for groups and experts that do not fit
+        return cfg
     except ValueError as error:
         raise WeightsError(f"{where}: {error}") from error
 
@@ -201,14 +209,15 @@ def _check_windows(reader: _Fields, layers: int) -> None:
 
 def _gqa(reader: _Fields, family: str, width: int) -> GQAConfig:
     heads = reader.require("num_attention_heads")
-    head_dim = reader.get("head_dim") or width // heads
-    if reader.fields.get("head_dim") is None and width % heads:
+    stated = reader.get("head_dim")
+    head_dim = width // heads if stated is None else reader.require("head_dim")
+    if stated is None and width % heads:
         raise WeightsError(
             f"{reader.where}: head_dim is missing and hidden_size {width} is no multiple of {heads} heads"
         )
     return GQAConfig(
         num_heads=heads,
-        num_kv_heads=reader.get("num_key_value_heads") or heads,
+        num_kv_heads=heads if reader.get("num_key_value_heads") is None else reader.require("num_key_value_heads"),
         head_dim=head_dim,
         qkv_bias=family == "qwen2",
         qk_norm=family == "qwen3",
@@ -242,8 +251,10 @@ def _moe(reader: _Fields, family: str) -> MoEConfig | None:
     v3 = family == "deepseek_v3"
     reader.only("scoring_func", "sigmoid" if v3 else "softmax")
     reader.only("topk_method", *(["noaux_tc"] if v3 else ["greedy", "group_limited_greedy"]))
-    groups, active_groups = reader.get("n_group") or 1, reader.get("topk_group") or 1
-    if not v3:
+    if v3:
+        groups, active_groups = reader.require("n_group"), reader.require("topk_group")
+    else:
+        groups, active_groups = reader.get("n_group") or 1, reader.get("topk_group") or 1
         reader.only("norm_topk_prob", False, None)
         if reader.get("topk_method", "greedy") == "greedy":
             groups = active_groups = 1
@@ -262,17 +273,22 @@ def _moe(reader: _Fields, family: str) -> MoEConfig | None:
     )
 
 
-def _rope(reader: _Fields, family: str) -> RopeConfig:
+def _rope(reader: _Fields, family: str, ignore: Collection[str]) -> RopeConfig:
     new, old = reader.get("rope_parameters"), reader.get("rope_scaling")
+    if new and old and new != old:
+        raise WeightsError(f"{reader.where}: rope_parameters is {new!r}, but rope_scaling is {old!r}")
     nested = dict(new or old or {})
-    theta = nested.pop("rope_theta", reader.get("rope_theta", 10000.0))
+    outer = reader.get("rope_theta")
+    theta = nested.pop("rope_theta", 10000.0 if outer is None else outer)
+    if outer is not None and outer != theta:
+        raise WeightsError(f"{reader.where}: rope_theta is {outer!r}, but that of rope_parameters is {theta!r}")
     if not isinstance(theta, (int, float)) or isinstance(theta, bool):
         raise WeightsError(f"{reader.where}: rope_theta is {theta!r}, expected a number")
     interleaved = bool(reader.get("rope_interleave", True)) if family == "deepseek_v3" else family == "deepseek_v2"
-    return RopeConfig(theta=float(theta), scaling=_scaling(reader, nested), interleaved=interleaved)
+    return RopeConfig(theta=float(theta), scaling=_scaling(reader, nested, ignore), interleaved=interleaved)
 
 
-def _scaling(reader: _Fields, nested: dict[str, Any]) -> YarnConfig | Llama3RopeConfig | None:
+def _scaling(reader: _Fields, nested: dict[str, Any], ignore: Collection[str]) -> YarnConfig | Llama3RopeConfig | None:
     part = _Fields(nested, f"{reader.where}: rope_parameters")
     kind = part.get("rope_type", part.get("type")) or "default"
     part.seen |= {"rope_type", "type"}
@@ -289,7 +305,7 @@ def _scaling(reader: _Fields, nested: dict[str, Any]) -> YarnConfig | Llama3Rope
         scaling = _yarn(reader, part)
     elif kind != "default":
         raise WeightsError(f"{part.where}: rope_type is {kind!r}, known are 'default', 'yarn' and 'llama3'")
-    part.finish(())
+    part.finish(ignore)
     return scaling
 
 
@@ -340,6 +356,8 @@ def family_of(cfg: ModelConfig) -> str:
             raise WeightsError(f"mtp_depth is {cfg.mtp_depth}, deepseek_v2 has no MTP module")
         if not cfg.rope.interleaved:
             raise WeightsError("rope.interleaved is False, deepseek_v2 rotates neighbors")
+    if moe is not None and not moe.num_shared:
+        raise WeightsError(f"moe.num_shared is 0, {family} always has a shared expert")
     for field, value in wanted.items() if moe is not None else ():
         if getattr(moe, field) != value and not (field == "group_score" and moe.num_groups == 1):  # type: ignore[union-attr]
             raise WeightsError(f"moe.{field} is {getattr(moe, field)!r}, {family} has {value!r}")

@@ -9,7 +9,9 @@ stored, as float32 where it was quantized, as converted, and once more while it 
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import dataclasses
+import fcntl
 import json
 import math
 import pathlib
@@ -33,7 +35,6 @@ from r1jax.workdir import WorkdirError, write_atomically
 THINK_TOKENS = ("<think>", "</think>")
 RECORD = "import.json"
 WORK, DONE = "importing", "importing.txt"  # of an import that is not finished: its arrays, the tensors written
-CARRIED = ("*.json", "*.jinja", "*.txt", "*.model", "LICENSE*")  # of the source's files, apart from the tensors' index
 MIB = 2**20
 
 
@@ -94,11 +95,8 @@ def _open_folder(path: pathlib.Path, options: ImportOptions) -> Origin:
     table = list(released_table(folder, cfg, ignored_prefix=dropped))
     tokenizer = HuggingFaceTokenizer.from_directory(path)
     check_tokenizer(folder, cfg, tokenizer)
-    small = sorted(
-        {file for pattern in CARRIED for file in path.glob(pattern) if not file.name.endswith(".index.json")}
-    )
     nbytes = {source.name: folder.nbytes(source.name) for source in table}
-    return Origin(path, cfg, table, folder.read, nbytes, tokenizer, folder.fingerprint(), small)
+    return Origin(path, cfg, table, folder.read, nbytes, tokenizer, folder.fingerprint(), folder.small_files())
 
 
 def _open_gguf(path: pathlib.Path, options: ImportOptions) -> Origin:
@@ -118,7 +116,8 @@ def import_checkpoint(path: pathlib.Path, out: pathlib.Path, options: ImportOpti
 
     Raises:
       WeightsError: as `open_origin`; or a tensor holds NaN or infinity, or one that should repeat another differs.
-      WorkdirError: `out` holds something else.
+      WorkdirError: `out` holds something else, or another process works on it.
+      CheckpointError: the import was finished before and is damaged.
       DiskFullError: there is not enough room (said before the start where that can be known).
     """
     origin = open_origin(path, options)
@@ -126,20 +125,20 @@ def import_checkpoint(path: pathlib.Path, out: pathlib.Path, options: ImportOpti
     reader = ParameterReader(cfg, origin.table, origin.read, added)
     record = {"source": str(path.resolve()), "options": _lasting(options), **origin.fingerprint}
     store = CheckpointStore(out / PARAMETERS, keep=1)
-    _claim(out, record)
-    if not store.steps():
-        _check_room(out, reader)
-        try:
-            _write_slices(out, reader, origin, options.threads)
-        except Exception as error:
-            if is_disk_full(error):
-                raise DiskFullError(f"{out}: the disk is full; make room and run the same command again") from error
-            raise
-        reader.check_copies()
-        write_description(out, cfg, tokenizer)
-        _carry(origin.files, out / RELEASED)
-        store.adopt(0, out / WORK, {"source": str(path)})
-    (out / DONE).unlink(missing_ok=True)
+    with _claimed(out, record):
+        if store.latest() is None:
+            _check_room(out, reader)
+            try:
+                _write_slices(out, reader, origin, options.threads)
+            except Exception as error:
+                if is_disk_full(error):
+                    raise DiskFullError(f"{out}: the disk is full; make room and run the same command again") from error
+                raise
+            reader.check_copies()
+            write_description(out, cfg, tokenizer)
+            _carry(origin.files, out / RELEASED)
+            store.adopt(0, out / WORK, {"source": str(path)})
+        (out / DONE).unlink(missing_ok=True)
     return cfg
 
 
@@ -157,6 +156,18 @@ def _with_think_tokens(origin: Origin) -> tuple[HuggingFaceTokenizer, ModelConfi
         return origin.tokenizer, origin.cfg, None
     cfg = dataclasses.replace(origin.cfg, vocab_size=max(origin.cfg.vocab_size, max(new) + 1))
     return tokenizer, cfg, AddedRows(new, trained=origin.tokenizer.vocab_size)
+
+
+@contextlib.contextmanager
+def _claimed(out: pathlib.Path, record: dict[str, Any]) -> Iterator[None]:
+    """While open, `out` is the folder of this import and of no other process. Raises WorkdirError if it cannot be."""
+    _claim(out, record)
+    with (out / RECORD).open(encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # ends with the process, however that ends
+        except BlockingIOError as error:
+            raise WorkdirError(f"{out}: another process is importing into it") from error
+        yield
 
 
 def _claim(out: pathlib.Path, record: dict[str, Any]) -> None:

@@ -11,6 +11,7 @@ import dataclasses
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import jax
+import ml_dtypes
 import numpy as np
 from flax import traverse_util
 from flax.core import meta
@@ -257,6 +258,17 @@ def gguf_table(cfg: ModelConfig, architecture: str) -> list[Source]:
     if not cfg.tied_embeddings:
         table.append(Source("output.weight", matrix, ("lm_head", "kernel"), "transposed"))
     return table
+
+
+def check_finite(value: np.ndarray, name: str, origin: str) -> None:
+    """Raises WeightsError, naming the tensor, if it holds NaN or an infinity."""
+    if value.dtype == ml_dtypes.bfloat16:  # by its exponent bits: numpy would convert the array first
+        exponent = np.uint16(0x7F80)
+        finite = not np.any((value.view(np.uint16) & exponent) == exponent)
+    else:
+        finite = bool(np.isfinite(value).all())
+    if not finite:
+        raise WeightsError(f"{origin}: tensor {name} holds NaN or infinity")
 
 
 def listed(names: Sequence[str]) -> str:

@@ -16,7 +16,7 @@ from r1jax.model.config import ModelConfig
 from r1jax.model.transformer import abstract_params
 from r1jax.sharding import param_shardings
 from r1jax.types import Params
-from r1jax.weights.names import Path, Source, WeightsError, check_filled, flat_shapes, to_parameter
+from r1jax.weights.names import Path, Source, WeightsError, check_filled, check_finite, flat_shapes, to_parameter
 
 VOCABULARY_AXIS = {("embed", "embedding"): 0, ("lm_head", "kernel"): 1}
 
@@ -66,7 +66,10 @@ class ParameterReader:
         stored = self._read(source.name)
         if self._added is not None and path in VOCABULARY_AXIS:
             return self._grown(to_parameter(source, stored, _stored_shape(source)), VOCABULARY_AXIS[path], shape)
-        return np.asarray(to_parameter(source, stored, shape), wanted.dtype)
+        value = np.asarray(to_parameter(source, stored, shape), wanted.dtype)
+        if value.dtype != stored.dtype:
+            check_finite(value, source.name, f"converted to {value.dtype}")  # bfloat16 ends before float32 does
+        return value
 
     def _grown(self, value: np.ndarray, axis: int, shape: tuple[int, ...]) -> np.ndarray:
         assert self._added is not None

@@ -6,6 +6,7 @@ name the same tensors, that every FP8 matrix has the scales that belong to it.
 
 from __future__ import annotations
 
+import hashlib
 import pathlib
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
@@ -20,7 +21,7 @@ from r1jax.model.config import ModelConfig
 from r1jax.types import Params
 from r1jax.weights.fp8 import BLOCK, E4M3, SCALE_SUFFIX, dequantize, is_power_of_two, scale_shape
 from r1jax.weights.hf_config import model_config
-from r1jax.weights.names import Source, WeightsError, check_names, check_shapes, hf_table, listed
+from r1jax.weights.names import Source, WeightsError, check_finite, check_names, check_shapes, hf_table, listed
 from r1jax.weights.parameters import ParameterReader, place_parameters
 from r1jax.weights.safetensors_files import StoredTensor, open_safetensors
 
@@ -28,6 +29,7 @@ INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 
+SMALL_FILES = ("*.json", "*.jinja", "*.txt", "*.model", "LICENSE*")
 MAX_PADDING = 4096  # rows of the embedding that no token has; DeepSeek-V2-Lite has about 2,400
 
 # All that a quantization_config may say: FP8 blocks as DeepSeek publishes them.
@@ -66,8 +68,7 @@ class ReleasedFolder:
             if self.ue8m0 and not is_power_of_two(scales):
                 raise WeightsError(f"{self.path}: {name}{SCALE_SUFFIX} has scales that are no powers of two (ue8m0)")
             value = dequantize(value, scales)
-        if not _all_finite(value):
-            raise WeightsError(f"{self.path}: tensor {name} in {tensor.file.name} holds NaN or infinity")
+        check_finite(value, name, str(tensor.file))
         return value
 
     def nbytes(self, name: str) -> int:
@@ -96,8 +97,14 @@ class ReleasedFolder:
         files = sorted({tensor.file for tensor in self._stored.values()})
         return {
             "config": self.config,
+            "small_files": {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in self.small_files()},
             "shards": {file.name: [file.stat().st_size, file.stat().st_mtime_ns] for file in files},
         }
+
+    def small_files(self) -> list[pathlib.Path]:
+        """The tokenizer and whatever else belongs to the model, apart from the tensors, their index and programs."""
+        found = {file for pattern in SMALL_FILES for file in self.path.glob(pattern) if file.is_file()}
+        return sorted(file for file in found if not file.name.endswith(".index.json"))
 
     def _check_scales(self, scales: Collection[str]) -> None:
         quantized = {name for name in self.shapes if self._stored[name].dtype == E4M3}
@@ -155,13 +162,6 @@ def _open_shards(path: pathlib.Path) -> dict[str, StoredTensor]:
     if lacking:
         raise WeightsError(f"{path}: tensors of the index that its shards lack: {listed(lacking)}", lacking)
     return tensors
-
-
-def _all_finite(value: np.ndarray) -> bool:
-    if value.dtype == ml_dtypes.bfloat16:  # by its exponent bits: numpy would convert the array first
-        exponent = np.uint16(0x7F80)
-        return not bool(np.any((value.view(np.uint16) & exponent) == exponent))
-    return bool(np.isfinite(value).all())
 
 
 def released_config(folder: ReleasedFolder, *, ignore: Collection[str] = (), **overrides: Any) -> ModelConfig:
