@@ -10,7 +10,8 @@ from folders import DEEPSEEK, QWEN
 
 from r1jax.model.config import GQAConfig, Llama3RopeConfig, ModelConfig, RopeConfig, YarnConfig
 from r1jax.model.presets import PRESETS
-from r1jax.weights.hf_config import config_fields, family_of, model_config
+from r1jax.weights.export_config import config_fields, family_of
+from r1jax.weights.hf_config import model_config
 from r1jax.weights.names import WeightsError
 
 LLAMA: dict[str, Any] = {
@@ -113,7 +114,17 @@ REFUSED: list[tuple[dict[str, Any], dict[str, Any], str]] = [
         "rope_parameters is .* but",
     ),
     (QWEN, {"rope_parameters": {"rope_type": "default", "rope_theta": 5.0}}, "rope_theta is 10000.0, but that of"),
-    (QWEN, {"rope_theta": "big"}, "rope_theta is 'big', expected a number"),
+    (QWEN, {"rope_theta": "big"}, "rope_theta is 'big', expected a positive number"),
+    (QWEN, {"rope_theta": -5.0}, "rope_theta is -5.0, expected a positive number"),
+    (QWEN, {"rope_parameters": "yarn"}, "rope_parameters is 'yarn', expected an object"),
+    (QWEN, {"rope_scaling": YARN | {"factor": "2"}}, "factor is '2', expected a positive float or int"),
+    (QWEN, {"rope_scaling": YARN | {"original_max_position_embeddings": 0}}, "original_max_position_embeddings is 0"),
+    (QWEN, {"layer_types": 3}, "layer_types is 3, expected a list"),
+    (QWEN, {"rms_norm_eps": -1.0}, "rms_norm_eps is -1.0, expected a positive float or int"),
+    (QWEN, {"intermediate_size": 0}, "intermediate_size is 0"),
+    (DEEPSEEK, {"routed_scaling_factor": float("nan")}, "routed_scaling_factor is nan"),
+    (DEEPSEEK, {"n_routed_experts": "8"}, "n_routed_experts is '8', expected a positive int"),
+    (DEEPSEEK, {"rope_interleave": "false"}, "rope_interleave is 'false', only True or False"),
     (QWEN, {"num_key_value_heads": "8"}, "num_key_value_heads is '8', expected a positive int"),
     (QWEN, {"num_key_value_heads": 3}, "num_kv_heads=3 does not divide"),
     (QWEN3, {"head_dim": 0}, "head_dim is 0, expected a positive int"),

@@ -24,7 +24,7 @@ from r1jax.checkpoint import CheckpointError, CheckpointStore, DiskFullError
 from r1jax.model.config import ModelConfig
 from r1jax.model.transformer import Transformer
 from r1jax.sharding import MeshConfig, make_mesh
-from r1jax.stages.policy import PolicySource, load_policy
+from r1jax.stages.policy import PolicySource, describe_policy, load_policy, save_policy
 from r1jax.weights.exporter import ExportOptions, export_checkpoint
 from r1jax.weights.fp8 import SCALE_SUFFIX, dequantize, quantize
 from r1jax.weights.importer import ImportOptions, import_checkpoint
@@ -343,6 +343,19 @@ def test_two_processes_do_not_import_into_one_folder(tmp_path: Path, monkeypatch
         import_checkpoint(tmp_path / "source", tmp_path / "in", ImportOptions())
 
 
+def test_an_import_that_lacks_a_chunk_is_not_finished(tmp_path: Path, monkeypatch: Any) -> None:
+    write_folder(tmp_path / "source", QWEN, random_tensors(QWEN))
+    monkeypatch.setattr(importer, "write_description", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        import_checkpoint(tmp_path / "source", tmp_path / "in", ImportOptions())
+    monkeypatch.undo()
+    chunk = next(file for file in (tmp_path / "in" / "importing").rglob("c/**/*") if file.is_file())
+    chunk.unlink()
+    with pytest.raises(FileNotFoundError, match=r"has \d+ chunks of \d+: remove it"):
+        import_checkpoint(tmp_path / "source", tmp_path / "in", ImportOptions())
+    assert not (tmp_path / "in" / "model.json").exists()
+
+
 def test_values_that_the_type_cannot_hold_are_refused(tmp_path: Path) -> None:
     tensors = random_tensors(QWEN)
     tensors["model.norm.weight"][3] = np.finfo(np.float32).max
@@ -405,12 +418,36 @@ def test_think_tokens_take_padding_rows_where_there_are_some(tmp_path: Path) -> 
 
 def test_the_mtp_layer_can_be_left_out(tmp_path: Path) -> None:
     write_folder(tmp_path / "source", DEEPSEEK, random_tensors(DEEPSEEK))
+    source = PolicySource(kind="huggingface", path=str(tmp_path / "source"), overrides={"mtp_depth": 0})
+    direct = load_policy(source, tmp_path, make_mesh(ONE, jax.devices()[:1]))
+    assert "mtp" not in direct.params
+    # transformers saves such a folder: the config names the layer, no tensor is there.
+    without = {n: v for n, v in random_tensors(DEEPSEEK).items() if not n.startswith("model.layers.3.")}
+    write_folder(tmp_path / "saved", DEEPSEEK, without)
+    assert load_released(tmp_path / "saved", mtp_depth=0)[0] == direct.model
     cfg = import_checkpoint(tmp_path / "source", tmp_path / "in", ImportOptions(mtp="drop"))
     assert cfg.mtp_depth == 0
     assert not any(name.startswith("mtp") for name in restored(tmp_path / "in"))
     export_checkpoint(tmp_path / "in", tmp_path / "out", ExportOptions())
     assert not any(name.startswith("model.layers.3.") for name in stored(tmp_path / "out"))
-    assert json.loads((tmp_path / "out" / "config.json").read_text())["num_nextn_predict_layers"] == 0
+    assert json.loads((tmp_path / "out" / "config.json").read_text()) == DEEPSEEK | {"num_nextn_predict_layers": 0}
+
+
+def test_training_passes_on_what_the_release_said_about_itself(tmp_path: Path) -> None:
+    write_folder(tmp_path / "source", DEEPSEEK, random_tensors(DEEPSEEK))
+    said = '{"temperature": 0.7, "eos_token_id": [257, 3]}'
+    (tmp_path / "source" / "generation_config.json").write_text(said)
+    import_checkpoint(tmp_path / "source", tmp_path / "in", ImportOptions())
+    for kind, path in (("stage", "in"), ("huggingface", "source")):
+        source = PolicySource(kind=kind, path=str(tmp_path / path), overrides={"param_dtype": "float32"})
+        policy = load_policy(source, tmp_path, make_mesh(ONE, jax.devices()[:1]))
+        stage = tmp_path / kind
+        stage.mkdir()
+        describe_policy(stage, policy)
+        save_policy(stage, policy.params, 5)
+        export_checkpoint(stage, tmp_path / f"out_{kind}", ExportOptions("bfloat16"))
+        assert (tmp_path / f"out_{kind}" / "generation_config.json").read_text() == said
+        assert json.loads((tmp_path / f"out_{kind}" / "config.json").read_text()) == DEEPSEEK
 
 
 Edit = Callable[[Path, dict[str, Any], dict[str, np.ndarray]], None]
@@ -457,7 +494,7 @@ DAMAGES: dict[str, tuple[Edit, str]] = {
     ),
     "more layers in the config": (
         _config(num_hidden_layers=4),
-        r"lacks tensors: model\.layers\.4\.",
+        r"has no tensors of the multi-token prediction layer \(model\.layers\.4\.\*\).* --mtp drop",
     ),
     "other width in the config": (_config(hidden_size=160), r"the configuration wants \[320, 160\]"),
     "tied in the config, two different matrices": (

@@ -303,3 +303,8 @@ def test_the_wall_time_of_a_stage_adds_up_over_its_processes(tmp_path: Path) -> 
     stage = records.StageRecord("rl", tmp_path)
     assert report._stage_seconds(stage) == 60 + 30 + 11
     assert report._duration(report._stage_seconds(stage)) == "1 min 41 s"
+
+
+def test_a_single_stage_without_metrics_is_found_by_its_summary(tmp_path):
+    (tmp_path / "summary.json").write_text('{"stage": "evaluate"}')
+    assert [(stage.name, stage.folder) for stage in records.find_stages(tmp_path)] == [(tmp_path.name, tmp_path)]

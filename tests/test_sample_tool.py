@@ -200,6 +200,8 @@ def test_defaults_come_from_generation_config_else_from_r1(tmp_path):
     assert read_generation_defaults(tmp_path) == GenerationDefaults(0.6, 1.0, (4,))
     (tmp_path / "generation_config.json").write_text('{"top_k": 20, "do_sample": false, "temperature": 0.6}')
     assert read_generation_defaults(tmp_path) == GenerationDefaults(0.0, 0.95, (), top_k=20)  # greedy
+    (tmp_path / "generation_config.json").write_text('{"repetition_penalty": 1.05, "num_beams": 1, "min_p": null}')
+    assert read_generation_defaults(tmp_path).not_applied == ("repetition_penalty = 1.05",)
     for text, message in (
         ("{", "is not JSON"),
         ('{"eos_token_id": ["x"]}', "eos_token_id has 'x', expected a number"),

@@ -27,8 +27,8 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
 from r1jax.model.config import MLAConfig, ModelConfig, MoEConfig, RopeConfig, YarnConfig
+from r1jax.weights.export_config import config_fields
 from r1jax.weights.exporter import plan_shards, plan_tensors
-from r1jax.weights.hf_config import config_fields
 from r1jax.weights.released import INDEX, ReleasedFolder
 from r1jax.weights.safetensors_files import TensorSpec, write_safetensors
 from tools.command_line import run_tool

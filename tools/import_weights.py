@@ -12,24 +12,26 @@ import argparse
 import pathlib
 
 from r1jax.model.transformer import param_count
-from r1jax.weights.importer import ImportOptions, import_checkpoint
+from r1jax.weights.importer import MTP, PARAM_DTYPES, ImportOptions, import_checkpoint
 from tools.command_line import run_tool
 
 
 def main() -> None:
     """Parses the command line and imports."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--source", type=pathlib.Path, required=True, help="folder with config.json, or a .gguf file")
+    parser.add_argument("--source", type=pathlib.Path, required=True, help="folder with config.json, or a GGUF file")
     parser.add_argument("--out", type=pathlib.Path, required=True, help="a new folder, or one of this same import")
-    parser.add_argument("--param-dtype", default="source", help="source (the default), float32 or bfloat16")
-    parser.add_argument("--mtp", default="keep", help="keep (the default) or drop the multi-token prediction layer")
+    parser.add_argument(
+        "--param-dtype", default="source", choices=PARAM_DTYPES, help="of the parameters; default: source"
+    )
+    parser.add_argument("--mtp", default="keep", choices=MTP, help="the multi-token prediction layer; default: keep")
     parser.add_argument("--think-tokens", action="store_true", help="add <think> and </think> where they are missing")
     parser.add_argument("--ignore", nargs="*", default=[], help="keys of config.json known to make no difference")
     parser.add_argument("--threads", type=int, default=2, help="tensors that are worked on at a time")
     args = parser.parse_args()
     options = ImportOptions(args.param_dtype, args.mtp, args.think_tokens, tuple(args.ignore), args.threads)
     cfg = import_checkpoint(args.source, args.out, options)
-    print(f"{args.out}: {param_count(cfg):,} parameters in {cfg.param_dtype}, every tensor of the source used once")
+    print(f"{args.out} is complete: {param_count(cfg):,} parameters in {cfg.param_dtype}")
 
 
 if __name__ == "__main__":

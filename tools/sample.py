@@ -21,6 +21,7 @@ from typing import TextIO
 
 import jax
 import rich.console
+from absl import logging
 
 from r1jax.data.chat import FORMATS, OWN, Chat
 from r1jax.data.tokenizer import HuggingFaceTokenizer, SentencePieceTokenizer, Tokenizer
@@ -30,6 +31,7 @@ from r1jax.sampling.generation_config import GenerationDefaults, read_generation
 from r1jax.sampling.speaker import Conversation, Said, Speaker
 from r1jax.sharding import MeshConfig, make_mesh
 from r1jax.stages.policy import PolicySource, load_policy
+from r1jax.weights.gguf import is_gguf
 from tools.command_line import USER_ERRORS, complain
 
 # What a model says must not steer the terminal: control characters but tab and newline are shown as unknown.
@@ -41,9 +43,11 @@ CHUNK = 256  # decode steps between two growths of the cache: each size of it is
 def main(arguments: Sequence[str] | None = None, lines: TextIO = sys.stdin) -> int:
     """Parses the command line and talks. Returns the exit status."""
     options = parse_arguments(arguments)
+    logging.set_verbosity(logging.FATAL)  # orbax tells of every file it opens
     try:
         talk(options, lines, Screen(rich.console.Console(highlight=False, soft_wrap=True)))
     except KeyboardInterrupt:
+        print()  # the next prompt of the shell begins a line
         return 130
     except USER_ERRORS as error:
         complain(error)
@@ -79,6 +83,8 @@ def talk(options: argparse.Namespace, lines: TextIO, screen: Screen) -> None:
     source = find_source(options.checkpoint)
     folder = pathlib.Path(source.path)
     defaults = read_generation_defaults(folder) if folder.is_dir() and source.path else GenerationDefaults()
+    if defaults.not_applied:
+        screen.show([Said("note", f"generation_config.json also says {', '.join(defaults.not_applied)}: not applied")])
     mesh = make_mesh(MeshConfig(data=1, tensor=len(jax.devices())))  # an answer is one row, which nothing can split
     policy = load_policy(source, pathlib.Path(), mesh)
     chat = make_chat(policy.tokenizer, options.format) if options.chat else None
@@ -104,7 +110,7 @@ def find_source(checkpoint: str) -> PolicySource:
     path = pathlib.Path(checkpoint).resolve()
     if checkpoint == "smollm2":
         return PolicySource("smollm2")
-    if path.is_file() and path.suffix == ".gguf":
+    if is_gguf(path):
         return PolicySource("gguf", str(path))
     if (path / "model.json").is_file():
         return PolicySource("stage", str(path))

@@ -32,7 +32,6 @@ from r1jax.data.errors import DataError
 from r1jax.data.tokenizer_files import (
     CONFIG_FILE,
     ROLES,
-    TOKENIZER_FILE,
     chat_template_of,
     read_tokenizer,
     read_tokenizer_config,
@@ -45,7 +44,7 @@ UNKNOWN_BYTES = "\ufffd".encode()  # of ids that no token has: a padded vocabula
 _SPACE = "\u2581"  # how sentencepiece writes a space inside a piece
 
 
-SENTENCEPIECE_FILE, HUGGINGFACE_FILE = "tokenizer.model", TOKENIZER_FILE
+SENTENCEPIECE_FILE = "tokenizer.model"
 
 
 class Tokenizer(Protocol):

@@ -124,7 +124,7 @@ def find_stages(workdir: Path, names: Sequence[str] | None = None) -> list[Stage
         for folder in sorted(workdir.iterdir(), key=lambda path: natural_key(path.name))
         if folder.is_dir() and any((folder / name).exists() for name in ("metrics.jsonl", "summary.json"))
     ]
-    if not found and (workdir / "metrics.jsonl").exists():
+    if not found and any((workdir / name).exists() for name in ("metrics.jsonl", "summary.json")):
         return [StageRecord(workdir.name, workdir)]
     return found
 

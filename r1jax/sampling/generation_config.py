@@ -13,6 +13,19 @@ GENERATION_CONFIG = "generation_config.json"
 RELEASED = "released"  # sub-folder of an imported checkpoint that keeps the small files it came with
 
 
+# Settings that change what is drawn, and the values at which they do nothing.
+NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "repetition_penalty": (1, None),
+    "min_p": (0, None),
+    "typical_p": (1, None),
+    "num_beams": (1, None),
+    "no_repeat_ngram_size": (0, None),
+    "penalty_alpha": (None,),
+    "epsilon_cutoff": (0, None),
+    "eta_cutoff": (0, None),
+}
+
+
 @dataclasses.dataclass(frozen=True)
 class GenerationDefaults:
     """What to sample with unless the user says otherwise; R1's own values (its README, usage recommendations)."""
@@ -21,6 +34,7 @@ class GenerationDefaults:
     top_p: float = 0.95
     stop_tokens: tuple[int, ...] = ()  # beside the tokenizer's eos
     top_k: int = 0  # 0: all tokens
+    not_applied: tuple[str, ...] = ()  # what the file says beside these, which our sampler does not do
 
 
 def read_generation_defaults(folder: pathlib.Path) -> GenerationDefaults:
@@ -48,4 +62,5 @@ def _defaults(path: pathlib.Path, fields: dict[str, Any]) -> GenerationDefaults:
             raise DataError(f"{path}: {name} has {wrong[0]!r}, expected a number")
     top_k = found.pop("top_k", 0)
     numbers = {name: float(value) for name, value in found.items()}
-    return GenerationDefaults(**numbers, top_k=top_k, stop_tokens=tuple(ends))
+    other = [f"{name} = {fields[name]}" for name, values in NEUTRAL.items() if fields.get(name) not in values]
+    return GenerationDefaults(**numbers, top_k=top_k, stop_tokens=tuple(ends), not_applied=tuple(other))

@@ -19,7 +19,14 @@ from r1jax.stages.state import placed_abstract_params
 from r1jax.types import Params
 from r1jax.weights.gguf import GGUFFile, gguf_config, gguf_tokenizer, load_gguf, locate_smollm2
 from r1jax.weights.names import WeightsError
-from r1jax.weights.policy_folder import PARAMETERS, read_description
+from r1jax.weights.policy_folder import (
+    MODEL_FILE,
+    PARAMETERS,
+    RELEASED,
+    carry_released,
+    read_description,
+    write_description,
+)
 from r1jax.weights.released import ReleasedFolder, check_tokenizer, load_released, released_config
 
 
@@ -68,13 +75,15 @@ class PolicySource:
     kind: str = "stage"
     path: str = ""  # of the folder, relative to this stage's workdir if it is a stage's, or of the file
     preset: str = ""  # name of the preset that it must be of: a mistake shows before anything is loaded; empty: any
-    overrides: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # of FREE_FIELDS
+    # Of FREE_FIELDS; of a 'huggingface' folder also mtp_depth = 0, which leaves its prediction layer out.
+    overrides: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.kind not in LOADERS:
             raise ValueError(f"kind: {self.kind!r} is not one of {sorted(LOADERS)}")
-        for field in self.overrides:
-            if field not in FREE_FIELDS:
+        for field, value in self.overrides.items():
+            no_mtp = self.kind == "huggingface" and (field, value) == ("mtp_depth", 0)
+            if field not in FREE_FIELDS and not no_mtp:
                 raise ValueError(f"overrides: {field!r} is not one of {FREE_FIELDS}; the others are the model's own")
         if self.kind != "smollm2" and not self.path:
             raise ValueError(f"path: a policy of kind {self.kind!r} needs one")
@@ -89,11 +98,18 @@ class Policy:
     model: ModelConfig
     params: Params
     tokenizer: Tokenizer
+    released: tuple[pathlib.Path, ...] = ()  # small files of the release that it descends from, for an export
 
 
 def save_policy(folder: pathlib.Path, params: Params, step: int) -> None:
     """Writes the final parameters; `write_description` has written the rest."""
     CheckpointStore(folder / PARAMETERS, keep=1).save(step, params)
+
+
+def describe_policy(folder: pathlib.Path, policy: Policy) -> None:
+    """Writes all but the parameters of a policy that training starts from, the release's small files among it."""
+    write_description(folder, policy.model, policy.tokenizer)
+    carry_released(policy.released, folder)
 
 
 def load_policy(source: PolicySource, workdir: pathlib.Path, mesh: Mesh) -> Policy:
@@ -140,13 +156,16 @@ def _load_stage(source: PolicySource, workdir: pathlib.Path, mesh: Mesh) -> Poli
     params = jax.tree.map(
         lambda leaf, like: leaf if leaf.dtype == like.dtype else leaf.astype(like.dtype), params, wanted
     )
-    return Policy(model, params, tokenizer)
+    released = folder / RELEASED
+    return Policy(model, params, tokenizer, tuple(sorted(released.iterdir())) if released.is_dir() else ())
 
 
 def _read_folder(folder: pathlib.Path) -> tuple[ModelConfig, Tokenizer]:
     try:
         return read_description(folder)
     except WeightsError as error:
+        if (folder / "config.json").exists() and not (folder / MODEL_FILE).exists():
+            raise ConfigError(f"init.path: {error}; of a released folder the kind is 'huggingface'") from error
         raise ConfigError(f"init.path: {error}; run that stage first") from error
 
 
@@ -156,17 +175,22 @@ def _describe_stage(source: PolicySource, workdir: pathlib.Path) -> tuple[ModelC
 
 
 def _describe_huggingface(source: PolicySource, workdir: pathlib.Path) -> tuple[ModelConfig, Tokenizer]:
-    folder = ReleasedFolder(source.path)
-    model = released_config(folder, **source.overrides)
-    tokenizer = HuggingFaceTokenizer.from_directory(folder.path)
-    check_tokenizer(folder, model, tokenizer)
+    if (pathlib.Path(source.path) / MODEL_FILE).exists():
+        raise ConfigError(f"init.path: {source.path} holds a policy of our own: its kind is 'stage', not 'huggingface'")
+    try:
+        folder = ReleasedFolder(source.path)
+        model = released_config(folder, **source.overrides)
+        tokenizer = HuggingFaceTokenizer.from_directory(folder.path)
+        check_tokenizer(folder, model, tokenizer)
+    except ValueError as error:
+        raise ConfigError(f"init.path: {error}") from error
     return model, tokenizer
 
 
 def _load_huggingface(source: PolicySource, workdir: pathlib.Path, mesh: Mesh) -> Policy:
     _, tokenizer = _describe_huggingface(source, workdir)
     model, params = load_released(source.path, mesh=mesh, **source.overrides)
-    return Policy(model, params, tokenizer)
+    return Policy(model, params, tokenizer, tuple(ReleasedFolder(source.path).small_files()))
 
 
 def _gguf_path(source: PolicySource) -> pathlib.Path:

@@ -62,7 +62,7 @@ from r1jax.sharding import make_mesh, shard_batch
 from r1jax.stages.checks import Planned, check_asking, check_divides, check_trainable, known_policy, source_of
 from r1jax.stages.experience import Collector, MiniBatch, attach_logprobs, make_minibatches, remove_stored
 from r1jax.stages.interruption import Interruption
-from r1jax.stages.policy import Policy, describe_source, load_policy, save_policy
+from r1jax.stages.policy import Policy, describe_policy, describe_source, load_policy, save_policy
 from r1jax.stages.rl_config import RLConfig
 from r1jax.stages.state import (
     Accumulated,
@@ -74,7 +74,6 @@ from r1jax.stages.state import (
     state_from_params,
 )
 from r1jax.types import Array, Example, PackedBatch, Params, PolicyBatch
-from r1jax.weights.policy_folder import write_description
 from r1jax.workdir import write_atomically
 
 
@@ -185,7 +184,7 @@ def run(config: RLConfig, workdir: pathlib.Path) -> None:
     model, tokenizer = describe_source(config.init, workdir)
     check_fit(config, mesh, sources, model, tokenizer)
     policy = load_policy(config.init, workdir, mesh)
-    write_description(workdir, policy.model, policy.tokenizer)
+    describe_policy(workdir, policy)
     batches = example_iterator(sources["source"], config.seed, config.prompts)
     Loop(config, workdir, policy, mesh, batches, sources.get("evaluation.source")).run()
 

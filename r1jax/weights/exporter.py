@@ -17,25 +17,28 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from r1jax.checkpoint import DiskFullError
+from r1jax.checkpoint import DiskFullError, is_disk_full
 from r1jax.data.tokenizer import Tokenizer
 from r1jax.data.tokenizer_files import read_json
 from r1jax.metrics import Progress
 from r1jax.model.config import ModelConfig
 from r1jax.sampling.generation_config import RELEASED
 from r1jax.weights.checkpoint_tensors import CheckpointTensors
+from r1jax.weights.export_config import config_fields
 from r1jax.weights.fp8 import BLOCK, E4M3, SCALE_SUFFIX, quantize, scale_shape
-from r1jax.weights.hf_config import config_fields, model_config
+from r1jax.weights.hf_config import model_config
 from r1jax.weights.importer import MIB
 from r1jax.weights.names import Source, check_finite, hf_table
 from r1jax.weights.released import INDEX, SINGLE
 from r1jax.weights.safetensors_files import TensorSpec, open_safetensors, write_safetensors
 from r1jax.workdir import WorkdirError, write_atomically
 
+DTYPES = ("source", "float32", "bfloat16", "fp8")
 FLOAT32, BFLOAT16 = np.dtype(np.float32), np.dtype(ml_dtypes.bfloat16)
 UNFINISHED = "exporting.json"  # what the folder is going to be, until it is
 R1_GENERATION = {"do_sample": True, "temperature": 0.6, "top_p": 0.95}  # the R1 README's advice
-FREE_FIELDS: dict[str, Any] = {
+MTP_KEYS = ("num_nextn_predict_layers", "num_mtp_layers")
+NOT_COMPARED: dict[str, Any] = {
     "param_dtype": "float32",
     "dtype": "float32",
     "remat": "none",
@@ -54,9 +57,8 @@ class ExportOptions:
     ue8m0: bool | None = None  # FP8 scales are powers of two; None: if the imported checkpoint's were
 
     def __post_init__(self) -> None:
-        allowed = ("source", "float32", "bfloat16", "fp8")
-        if self.dtype not in allowed:
-            raise ValueError(f"dtype is {self.dtype!r}, expected one of {allowed}")
+        if self.dtype not in DTYPES:
+            raise ValueError(f"dtype is {self.dtype!r}, expected one of {DTYPES}")
         if self.max_shard_bytes < 1:
             raise ValueError(f"max_shard_bytes is {self.max_shard_bytes}, expected at least 1")
 
@@ -127,8 +129,13 @@ def export_checkpoint(folder: pathlib.Path, out: pathlib.Path, options: ExportOp
     plan = {"checkpoint": tensors.fingerprint, "config": config, "max_shard_bytes": options.max_shard_bytes}
     _claim(out, plan)
     _check_room(out, shards)
-    _write_shards(out, shards, tensors, ue8m0)
-    _write_small_files(out, released, tensors.tokenizer, config, shards)
+    try:
+        _write_shards(out, shards, tensors, ue8m0)
+        _write_small_files(out, released, tensors.tokenizer, config, shards)
+    except OSError as error:
+        if is_disk_full(error):
+            raise DiskFullError(f"{out}: the disk is full; make room and run the same command again") from error
+        raise
     (out / UNFINISHED).unlink()
     return list(shards)
 
@@ -140,7 +147,7 @@ def export_config(
     fields = dict(original) if original is not None and _describes(original, cfg) else None
     if fields is None:
         fields = config_fields(cfg) | {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id}
-    fields["vocab_size"] = cfg.vocab_size
+    fields |= {"vocab_size": cfg.vocab_size} | {key: cfg.mtp_depth for key in MTP_KEYS if key in fields}
     fields.pop("auto_map", None)  # names Python files of the source, which are not carried along
     fields.pop("quantization_config", None)
     fields["dtype" if "dtype" in fields else "torch_dtype"] = "float32" if dtype == "float32" else "bfloat16"
@@ -156,9 +163,10 @@ def export_config(
 
 
 def _describes(fields: dict[str, Any], cfg: ModelConfig) -> bool:
-    """Whether a config.json still says what `cfg` is (the import may have left the MTP layer out)."""
-    said = model_config(fields, ignore=tuple(fields))
-    return dataclasses.replace(said, **FREE_FIELDS) == dataclasses.replace(cfg, **FREE_FIELDS)
+    """Whether a config.json still says what `cfg` is, but for the MTP layer."""
+    depth = {key: cfg.mtp_depth for key in MTP_KEYS if key in fields}  # the import may have left the layer out
+    said = model_config({**fields, **depth}, ignore=tuple(fields))
+    return dataclasses.replace(said, **NOT_COMPARED) == dataclasses.replace(cfg, **NOT_COMPARED)
 
 
 def _claim(out: pathlib.Path, plan: dict[str, Any]) -> None:
@@ -171,7 +179,7 @@ def _claim(out: pathlib.Path, plan: dict[str, Any]) -> None:
             raise WorkdirError(f"{out} is not empty; choose another folder")
         out.mkdir(parents=True, exist_ok=True)
         write_atomically(record, json.dumps(plan, indent=2) + "\n")
-    elif json.loads(record.read_text(encoding="utf-8")) != json.loads(json.dumps(plan)):
+    elif read_json(record) != json.loads(json.dumps(plan)):
         raise WorkdirError(f"{out} holds another export that was not finished; choose another folder, or remove it")
 
 

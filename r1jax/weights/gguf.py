@@ -49,6 +49,14 @@ NORMAL_TOKEN, CONTROL_TOKEN, USER_TOKEN, UNUSED_TOKEN = 1, 3, 4, 5  # of tokeniz
 ROPE_FACTORS = "rope_freqs.weight"  # llama only: what each frequency is divided by (Llama 3.1 and later)
 
 
+def is_gguf(path: Path) -> bool:
+    """Whether a file begins as GGUF files do, whatever its name."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(4) == b"GGUF"
+
+
 class GGUFFile:
     """A GGUF file: its metadata, and tensors that are read and dequantized one at a time."""
 

@@ -29,6 +29,7 @@ from r1jax.metrics import Progress
 from r1jax.model.config import GQAConfig, Llama3RopeConfig, ModelConfig, RopeConfig, YarnConfig
 from r1jax.model.rope import rope_amplitude, yarn_magnitude
 from r1jax.weights.checkpoint_tensors import CheckpointTensors
+from r1jax.weights.export_config import family_of
 from r1jax.weights.gguf import (
     ARCHITECTURES,
     CONTROL_TOKEN,
@@ -41,7 +42,6 @@ from r1jax.weights.gguf import (
     llama3_factors,
     llama3_scaling,
 )
-from r1jax.weights.hf_config import family_of
 from r1jax.weights.names import Source, WeightsError, gguf_table
 
 # How matrices are stored, and what the file says of itself.

@@ -1,4 +1,4 @@
-"""config.json of a Hugging Face folder <-> ModelConfig, for deepseek_v3, deepseek_v2, qwen2, qwen3 and llama.
+"""config.json of a Hugging Face folder -> ModelConfig, for deepseek_v3, deepseek_v2, qwen2, qwen3 and llama.
 
 Everything that the file says is either used, or known to make no difference to the model, or refused with its name and
 value: a model is never run as something that it is not. Keys are read in both styles: `rope_theta` and `rope_scaling`
@@ -132,7 +132,7 @@ class _Fields:
             listed = ", ".join(f"{key} = {self.fields[key]!r}" for key in unknown)
             raise WeightsError(
                 f"{self.where}: unknown settings that may change the model: {listed} (one that is known not to can be "
-                "passed over by name)"
+                "passed over: --ignore of tools.import_weights)"
             )
 
 
@@ -202,7 +202,10 @@ def _check_windows(reader: _Fields, layers: int) -> None:
     in_use = window is not None and used is not False and (first is None or first < layers)
     if in_use and reader.get("layer_types") is None:
         raise WeightsError(f"{reader.where}: sliding_window is {window!r} and in use; only full attention is supported")
-    other = sorted(set(reader.get("layer_types") or []) - {"full_attention"})
+    layer_types = reader.get("layer_types") or []
+    if not isinstance(layer_types, list):
+        raise WeightsError(f"{reader.where}: layer_types is {layer_types!r}, expected a list")
+    other = sorted({str(kind) for kind in layer_types} - {"full_attention"})
     if other:
         raise WeightsError(f"{reader.where}: layer_types has {other[0]!r}; only 'full_attention' is supported")
 
@@ -248,6 +251,8 @@ def _moe(reader: _Fields, family: str) -> MoEConfig | None:
     reader.only("num_experts", experts)
     if experts is None:
         return None
+    if not isinstance(experts, int) or experts < 1:
+        raise WeightsError(f"{reader.where}: n_routed_experts is {experts!r}, expected a positive int")
     v3 = family == "deepseek_v3"
     reader.only("scoring_func", "sigmoid" if v3 else "softmax")
     reader.only("topk_method", *(["noaux_tc"] if v3 else ["greedy", "group_limited_greedy"]))
@@ -262,7 +267,7 @@ def _moe(reader: _Fields, family: str) -> MoEConfig | None:
         num_experts=experts,
         num_active=reader.require("num_experts_per_tok"),
         expert_dim=reader.require("moe_intermediate_size"),
-        num_shared=reader.get("n_shared_experts") or 0,
+        num_shared=reader.require("n_shared_experts") if reader.get("n_shared_experts") else 0,
         scoring="sigmoid" if v3 else "softmax",
         num_groups=groups,
         num_active_groups=active_groups,
@@ -277,13 +282,17 @@ def _rope(reader: _Fields, family: str, ignore: Collection[str]) -> RopeConfig:
     new, old = reader.get("rope_parameters"), reader.get("rope_scaling")
     if new and old and new != old:
         raise WeightsError(f"{reader.where}: rope_parameters is {new!r}, but rope_scaling is {old!r}")
+    for key, value in (("rope_parameters", new), ("rope_scaling", old)):
+        if value is not None and not isinstance(value, Mapping):
+            raise WeightsError(f"{reader.where}: {key} is {value!r}, expected an object")
     nested = dict(new or old or {})
     outer = reader.get("rope_theta")
     theta = nested.pop("rope_theta", 10000.0 if outer is None else outer)
     if outer is not None and outer != theta:
         raise WeightsError(f"{reader.where}: rope_theta is {outer!r}, but that of rope_parameters is {theta!r}")
-    if not isinstance(theta, (int, float)) or isinstance(theta, bool):
-        raise WeightsError(f"{reader.where}: rope_theta is {theta!r}, expected a number")
+    if not isinstance(theta, (int, float)) or isinstance(theta, bool) or not theta > 0:
+        raise WeightsError(f"{reader.where}: rope_theta is {theta!r}, expected a positive number")
+    reader.only("rope_interleave", True, False)
     interleaved = bool(reader.get("rope_interleave", True)) if family == "deepseek_v3" else family == "deepseek_v2"
     return RopeConfig(theta=float(theta), scaling=_scaling(reader, nested, ignore), interleaved=interleaved)
 
@@ -311,9 +320,10 @@ def _scaling(reader: _Fields, nested: dict[str, Any], ignore: Collection[str]) -
 
 def _yarn(reader: _Fields, part: _Fields) -> YarnConfig:
     original = part.require("original_max_position_embeddings")
-    factor = part.get("factor")
-    if factor is None:
+    if part.get("factor") is None:
         factor = reader.require("max_position_embeddings") / original
+    else:
+        factor = part.require("factor", (float, int))
 
     def number(key: str) -> float | None:
         return None if part.get(key) is None else float(part.require(key, (float, int)))
@@ -331,120 +341,3 @@ def _yarn(reader: _Fields, part: _Fields) -> YarnConfig:
     if stated is not None and not math.isclose(stated, ours, rel_tol=1e-6):
         raise WeightsError(f"{part.where}: attention_factor is {stated}, the other settings give {ours}")
     return yarn
-
-
-def family_of(cfg: ModelConfig) -> str:
-    """The model_type whose class computes what `cfg` says.
-
-    Raises:
-      WeightsError: there is none, with the field that no family has.
-    """
-    att, moe = cfg.attention, cfg.moe
-    if isinstance(att, GQAConfig):
-        if cfg.num_moe_layers or cfg.mtp_depth:
-            raise WeightsError("no released family has grouped-query attention with DeepSeek's experts or MTP module")
-        if cfg.rope.interleaved:
-            raise WeightsError("rope.interleaved is True, the dense families rotate halves")
-        if att.qkv_bias and att.qk_norm:
-            raise WeightsError("attention.qkv_bias and attention.qk_norm are both True, no released family has both")
-        return "qwen3" if att.qk_norm else "qwen2" if att.qkv_bias else "llama"
-    if moe is None or moe.scoring == "sigmoid":
-        family, wanted = "deepseek_v3", {"group_score": "top2_sum", "selection_bias": True}
-    else:
-        family, wanted = "deepseek_v2", {"group_score": "max", "selection_bias": False, "normalize_gates": False}
-        if cfg.mtp_depth:
-            raise WeightsError(f"mtp_depth is {cfg.mtp_depth}, deepseek_v2 has no MTP module")
-        if not cfg.rope.interleaved:
-            raise WeightsError("rope.interleaved is False, deepseek_v2 rotates neighbors")
-    if moe is not None and not moe.num_shared:
-        raise WeightsError(f"moe.num_shared is 0, {family} always has a shared expert")
-    for field, value in wanted.items() if moe is not None else ():
-        if getattr(moe, field) != value and not (field == "group_score" and moe.num_groups == 1):  # type: ignore[union-attr]
-            raise WeightsError(f"moe.{field} is {getattr(moe, field)!r}, {family} has {value!r}")
-    return family
-
-
-def config_fields(cfg: ModelConfig) -> dict[str, Any]:
-    """config.json of a model of our own, in the older key style that every reader knows; no token ids, no dtype.
-
-    Raises:
-      WeightsError: no released family computes this model.
-    """
-    family, att = family_of(cfg), cfg.attention
-    fields: dict[str, Any] = {
-        "architectures": [ARCHITECTURES[family]],
-        "model_type": family,
-        "vocab_size": cfg.vocab_size,
-        "hidden_size": cfg.width,
-        "intermediate_size": cfg.ffn_dim,
-        "num_hidden_layers": cfg.num_layers,
-        "num_attention_heads": att.num_heads,
-        "hidden_act": "silu",
-        "rms_norm_eps": cfg.norm_eps,
-        "max_position_embeddings": cfg.max_positions,
-        "initializer_range": cfg.init_std,
-        "tie_word_embeddings": cfg.tied_embeddings,
-        "rope_theta": cfg.rope.theta,
-        "rope_scaling": _scaling_fields(cfg.rope.scaling),
-        "attention_dropout": 0.0,
-        "use_cache": True,
-    }
-    if family != "qwen2":
-        fields["attention_bias"] = False
-    if isinstance(att, GQAConfig):
-        fields |= {"num_key_value_heads": att.num_kv_heads, "head_dim": att.head_dim}
-        return fields | ({"mlp_bias": False} if family == "llama" else {"use_sliding_window": False})
-    return fields | _deepseek_fields(cfg, att, family)
-
-
-def _scaling_fields(scaling: YarnConfig | Llama3RopeConfig | None) -> dict[str, Any] | None:
-    if scaling is None:
-        return None
-    if isinstance(scaling, Llama3RopeConfig):
-        return {
-            "rope_type": "llama3",
-            "factor": scaling.factor,
-            "low_freq_factor": scaling.low_freq_factor,
-            "high_freq_factor": scaling.high_freq_factor,
-            "original_max_position_embeddings": scaling.original_max_positions,
-        }
-    fields: dict[str, Any] = {
-        "type": "yarn",
-        "factor": scaling.factor,
-        "original_max_position_embeddings": scaling.original_max_positions,
-        "beta_fast": scaling.beta_fast,
-        "beta_slow": scaling.beta_slow,
-    }
-    optional = {"mscale": scaling.mscale, "mscale_all_dim": scaling.mscale_all_dim}
-    return fields | {key: value for key, value in optional.items() if value is not None}
-
-
-def _deepseek_fields(cfg: ModelConfig, att: MLAConfig, family: str) -> dict[str, Any]:
-    fields: dict[str, Any] = {
-        "num_key_value_heads": att.num_heads,
-        "q_lora_rank": att.q_lora_rank,
-        "kv_lora_rank": att.kv_lora_rank,
-        "qk_nope_head_dim": att.qk_nope_head_dim,
-        "qk_rope_head_dim": att.qk_rope_head_dim,
-        "v_head_dim": att.v_head_dim,
-        "first_k_dense_replace": cfg.num_dense_layers,
-        "moe_layer_freq": 1,
-    }
-    if family == "deepseek_v3":
-        fields |= {"num_nextn_predict_layers": cfg.mtp_depth, "rope_interleave": cfg.rope.interleaved}
-    moe = cfg.moe
-    if moe is None:
-        return fields
-    v3 = family == "deepseek_v3"
-    return fields | {
-        "n_routed_experts": moe.num_experts,
-        "n_shared_experts": moe.num_shared or None,
-        "num_experts_per_tok": moe.num_active,
-        "moe_intermediate_size": moe.expert_dim,
-        "n_group": moe.num_groups,
-        "topk_group": moe.num_active_groups,
-        "topk_method": "noaux_tc" if v3 else "greedy" if moe.num_groups == 1 else "group_limited_greedy",
-        "scoring_func": moe.scoring,
-        "norm_topk_prob": moe.normalize_gates,
-        "routed_scaling_factor": moe.routed_scaling,
-    }

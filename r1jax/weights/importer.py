@@ -21,20 +21,21 @@ from typing import Any
 
 from r1jax.checkpoint import CheckpointStore, DiskFullError, is_disk_full
 from r1jax.data.tokenizer import HuggingFaceTokenizer
+from r1jax.data.tokenizer_files import read_json
 from r1jax.metrics import Progress
 from r1jax.model.config import ModelConfig
-from r1jax.sampling.generation_config import RELEASED
-from r1jax.weights.gguf import GGUFFile, checked_table, gguf_config, gguf_tokenizer
+from r1jax.weights.gguf import GGUFFile, checked_table, gguf_config, gguf_tokenizer, is_gguf
 from r1jax.weights.names import Source
 from r1jax.weights.parameters import AddedRows, ParameterReader, ReadTensor
-from r1jax.weights.policy_folder import PARAMETERS, write_description
-from r1jax.weights.released import ReleasedFolder, check_tokenizer, released_config, released_table
+from r1jax.weights.policy_folder import PARAMETERS, carry_released, write_description
+from r1jax.weights.released import ReleasedFolder, check_tokenizer, mtp_prefix, released_config, released_table
 from r1jax.weights.slices import SliceWriter
 from r1jax.workdir import WorkdirError, write_atomically
 
 THINK_TOKENS = ("<think>", "</think>")
 RECORD = "import.json"
 WORK, DONE = "importing", "importing.txt"  # of an import that is not finished: its arrays, the tensors written
+PARAM_DTYPES, MTP = ("source", "float32", "bfloat16"), ("keep", "drop")
 MIB = 2**20
 
 
@@ -50,8 +51,8 @@ class ImportOptions:
 
     def __post_init__(self) -> None:
         for field, value, allowed in (
-            ("param_dtype", self.param_dtype, ("source", "float32", "bfloat16")),
-            ("mtp", self.mtp, ("keep", "drop")),
+            ("param_dtype", self.param_dtype, PARAM_DTYPES),
+            ("mtp", self.mtp, MTP),
         ):
             if value not in allowed:
                 raise ValueError(f"{field} is {value!r}, expected one of {allowed}")
@@ -79,7 +80,7 @@ def open_origin(path: pathlib.Path, options: ImportOptions) -> Origin:
     Raises:
       WeightsError: the source is damaged, or not supported; names the file, the tensor or the field.
     """
-    if path.suffix == ".gguf":
+    if is_gguf(path):
         return _open_gguf(path, options)
     return _open_folder(path, options)
 
@@ -90,7 +91,7 @@ def _open_folder(path: pathlib.Path, options: ImportOptions) -> Origin:
     cfg = released_config(folder, ignore=options.ignore, param_dtype=dtype)
     dropped = None
     if options.mtp == "drop" and cfg.mtp_depth:
-        dropped = f"model.layers.{cfg.num_layers}."
+        dropped = mtp_prefix(folder, cfg)
         cfg = dataclasses.replace(cfg, mtp_depth=0)
     table = list(released_table(folder, cfg, ignored_prefix=dropped))
     tokenizer = HuggingFaceTokenizer.from_directory(path)
@@ -128,15 +129,15 @@ def import_checkpoint(path: pathlib.Path, out: pathlib.Path, options: ImportOpti
     with _claimed(out, record):
         if store.latest() is None:
             _check_room(out, reader)
+            reader.check_copies()
             try:
                 _write_slices(out, reader, origin, options.threads)
             except Exception as error:
                 if is_disk_full(error):
                     raise DiskFullError(f"{out}: the disk is full; make room and run the same command again") from error
                 raise
-            reader.check_copies()
             write_description(out, cfg, tokenizer)
-            _carry(origin.files, out / RELEASED)
+            carry_released(origin.files, out)
             store.adopt(0, out / WORK, {"source": str(path)})
         (out / DONE).unlink(missing_ok=True)
     return cfg
@@ -182,7 +183,7 @@ def _claim(out: pathlib.Path, record: dict[str, Any]) -> None:
         out.mkdir(parents=True, exist_ok=True)
         write_atomically(known, json.dumps(ours, indent=2) + "\n")
         return
-    theirs = json.loads(known.read_text(encoding="utf-8"))
+    theirs = read_json(known)
     differing = sorted(key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key))
     if differing:
         raise WorkdirError(
@@ -231,6 +232,7 @@ def _write_slices(out: pathlib.Path, reader: ParameterReader, origin: Origin, th
             progress.update(so_far // MIB, tensors=f"{len(finished) + 1}/{len(names)}")
             finished.add(name)
         progress.update(-(-total // MIB), tensors=f"{len(names)}/{len(names)}")
+    writer.check_complete()
 
 
 def _finished(done_file: pathlib.Path) -> set[str]:
@@ -251,12 +253,3 @@ def _in_threads(work: Any, items: Iterable[str], threads: int) -> Iterator[str]:
             for future in done:
                 yield future.result()
                 running |= {pool.submit(work, item) for _, item in zip(range(1), items, strict=False)}
-
-
-def _carry(files: list[pathlib.Path], folder: pathlib.Path) -> None:
-    """Copies the source's small files, each whole or not at all."""
-    folder.mkdir(exist_ok=True)
-    for file in files:
-        partial = folder / (file.name + ".partial")
-        shutil.copyfile(file, partial)
-        partial.replace(folder / file.name)

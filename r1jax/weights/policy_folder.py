@@ -5,15 +5,29 @@ from __future__ import annotations
 import dataclasses
 import json
 import pathlib
+import shutil
+from collections.abc import Iterable
 
 from r1jax.data.tokenizer import SENTENCEPIECE_FILE, HuggingFaceTokenizer, SentencePieceTokenizer, Tokenizer
+from r1jax.data.tokenizer_files import read_json
 from r1jax.model.config import ModelConfig
+from r1jax.sampling.generation_config import RELEASED
 from r1jax.settings import from_config
 from r1jax.weights.names import WeightsError
 from r1jax.workdir import write_atomically
 
 MODEL_FILE = "model.json"
 PARAMETERS = "model"  # the folder of the parameters' checkpoint
+
+
+def carry_released(files: Iterable[pathlib.Path], folder: pathlib.Path) -> None:
+    """Copies the small files of a release to `folder`/released, each whole or not at all: an export gives them back."""
+    for file in files:
+        target = folder / RELEASED / file.name
+        target.parent.mkdir(exist_ok=True)
+        partial = target.with_name(target.name + ".partial")
+        shutil.copyfile(file, partial)
+        partial.replace(target)
 
 
 def write_description(folder: pathlib.Path, model: ModelConfig, tokenizer: Tokenizer) -> None:
@@ -31,7 +45,7 @@ def read_description(folder: pathlib.Path) -> tuple[ModelConfig, Tokenizer]:
     """The model's shape and tokenizer. Raises WeightsError if the folder holds no finished policy."""
     if not (folder / MODEL_FILE).is_file() or not (folder / PARAMETERS).is_dir():
         raise WeightsError(f"{folder} holds no finished policy ({MODEL_FILE} and {PARAMETERS}/)")
-    fields = json.loads((folder / MODEL_FILE).read_text(encoding="utf-8"))
+    fields = read_json(folder / MODEL_FILE)
     model = from_config(ModelConfig, fields, "model")
     if (folder / SENTENCEPIECE_FILE).exists():
         return model, SentencePieceTokenizer(folder / SENTENCEPIECE_FILE)

@@ -87,11 +87,6 @@ class ReleasedFolder:
         own = [self._stored[name] for name in self.shapes if ".mlp.gate." not in name]
         return "bfloat16" if all(tensor.dtype in narrow for tensor in own) else "float32"
 
-    @property
-    def is_fp8(self) -> bool:
-        """Whether there are FP8 matrices."""
-        return any(tensor.dtype == E4M3 for tensor in self._stored.values())
-
     def fingerprint(self) -> dict[str, Any]:
         """What tells this checkpoint from another: its configuration, and every shard's size and time of change."""
         files = sorted({tensor.file for tensor in self._stored.values()})
@@ -125,6 +120,8 @@ class ReleasedFolder:
 
 def _check_quantization(path: pathlib.Path, quantization: Mapping[str, Any] | None) -> bool:
     """Whether scales are powers of two; refuses every other quantization than DeepSeek's."""
+    if quantization is not None and not isinstance(quantization, Mapping):
+        raise WeightsError(f"{path}/config.json: quantization_config is {quantization!r}, expected an object")
     for key, value in (quantization or {}).items():
         if key not in QUANTIZATION:
             raise WeightsError(f"{path}/config.json: quantization_config.{key} is {value!r}, which is not supported")
@@ -146,8 +143,8 @@ def _open_shards(path: pathlib.Path) -> dict[str, StoredTensor]:
             )
         return open_safetensors(path / SINGLE)
     weight_map = read_json(path / INDEX).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise WeightsError(f"{path / INDEX} has no weight_map")
+    if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(v, str) for v in weight_map.values()):
+        raise WeightsError(f"{path / INDEX} has no weight_map of tensor names to file names")
     missing = sorted({name for name in weight_map.values() if not (path / name).is_file()})
     if missing:
         raise WeightsError(f"{path} lacks shards that its index names: {listed(missing)}", missing)
@@ -178,6 +175,12 @@ def released_table(folder: ReleasedFolder, cfg: ModelConfig, ignored_prefix: str
     if cfg.tied_embeddings and HEAD in folder.shapes:  # some tools store the tied matrix twice
         table.append(Source(HEAD, (cfg.vocab_size, cfg.width), ("embed", "embedding"), "same", copy_of=EMBEDDING))
     available = [name for name in folder.shapes if ignored_prefix is None or not name.startswith(ignored_prefix)]
+    mtp = f"model.layers.{cfg.num_layers}."
+    if cfg.mtp_depth and not any(name.startswith(mtp) for name in available):
+        raise WeightsError(
+            f"{folder.path} has no tensors of the multi-token prediction layer ({mtp}*) that its config.json names; to "
+            "go without it: --mtp drop of tools.import_weights, or overrides = {'mtp_depth': 0} in a config"
+        )
     check_names(table, available, str(folder.path))
     check_shapes(table, folder.shapes, str(folder.path))
     return table
@@ -226,7 +229,8 @@ def load_released(
       path: the folder.
       mesh: place each parameter by its logical axes; None: on the default device.
       ignore: keys of config.json that the caller knows to make no difference.
-      overrides: fields of ModelConfig that the file does not decide, such as `dtype`, `param_dtype`, `remat`.
+      overrides: fields of ModelConfig that the file does not decide, such as `dtype`, `param_dtype`, `remat`; and
+        `mtp_depth=0`, which leaves the multi-token prediction layer out.
 
     Returns:
       (configuration, parameters).
@@ -236,5 +240,12 @@ def load_released(
     """
     folder = ReleasedFolder(path)
     cfg = released_config(folder, ignore=ignore, **overrides)
-    reader = ParameterReader(cfg, released_table(folder, cfg), folder.read)
+    dropped = mtp_prefix(folder, cfg) if overrides.get("mtp_depth") == 0 else None
+    reader = ParameterReader(cfg, released_table(folder, cfg, dropped), folder.read)
     return cfg, place_parameters(reader, mesh)
+
+
+def mtp_prefix(folder: ReleasedFolder, cfg: ModelConfig) -> str | None:
+    """How the names of the multi-token prediction layer begin, for leaving it out; None if there is none."""
+    said = folder.config.get("num_nextn_predict_layers") or folder.config.get("num_mtp_layers")
+    return f"model.layers.{cfg.num_layers}." if said else None

@@ -57,6 +57,15 @@ class SliceWriter:
         """Writes one slice; when it returns, the slice is on the disk."""
         self._stores[name][index].write(value).result()
 
+    def check_complete(self) -> None:
+        """Raises FileNotFoundError, naming an array, unless all of its chunks are there."""
+        for name, store in self._stores.items():
+            shape, chunk = store.shape, store.chunk_layout.write_chunk.shape
+            wanted = math.prod(-(-size // part) for size, part in zip(shape, chunk, strict=True))
+            found = sum(file.is_file() for file in (self._folder / _TREE / name / "c").rglob("*"))
+            if found != wanted:
+                raise FileNotFoundError(f"{self._folder / _TREE / name} has {found} chunks of {wanted}: remove it")
+
     def _make_skeleton(self, arrays: Mapping[str, tuple[jax.ShapeDtypeStruct, int]]) -> None:
         """A checkpoint of arrays with one element each, whose elements are then taken away."""
         context = ocp.Context()
