@@ -233,8 +233,8 @@ def test_a_gguf_file_brings_its_chat_template(tmp_path):
 
 def test_what_a_checkpoint_is_is_told_from_its_files(tmp_path):
     assert find_source("smollm2").kind == "smollm2"
-    (tmp_path / "m.gguf").touch()
-    assert find_source(str(tmp_path / "m.gguf")).kind == "gguf"
+    (tmp_path / "model").write_bytes(b"GGUF and more")  # whatever its name
+    assert find_source(str(tmp_path / "model")).kind == "gguf"
     (tmp_path / "rl").mkdir()
     (tmp_path / "rl" / "model.json").touch()
     assert find_source(str(tmp_path / "rl")).kind == "stage"
@@ -246,7 +246,7 @@ def test_what_a_checkpoint_is_is_told_from_its_files(tmp_path):
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(ValueError, match=r"config\.json is not JSON"):
         find_source(str(tmp_path))
-    with pytest.raises(ValueError, match=r"neither a \.gguf file, nor a folder"):
+    with pytest.raises(ValueError, match="neither a GGUF file, nor a folder"):
         find_source(str(tmp_path / "nothing"))
 
 

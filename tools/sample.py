@@ -122,7 +122,7 @@ def find_source(checkpoint: str) -> PolicySource:
         hint = f"; its stages with one: {', '.join(stages)}" if stages else ""
         raise ValueError(f"--checkpoint: {path} is the folder of a run and holds no model itself{hint}")
     raise ValueError(
-        f"--checkpoint: {path} is neither a .gguf file, nor a folder with a model.json (of a stage) or a config.json "
+        f"--checkpoint: {path} is neither a GGUF file, nor a folder with a model.json (of a stage) or a config.json "
         "(of a released model)"
     )
 
