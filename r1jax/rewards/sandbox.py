@@ -57,12 +57,14 @@ from r1jax.rewards.supervision import Ended, supervise
 
 __all__ = ["Job", "Limits", "Outcome", "Sandbox", "SandboxUnavailableError", "check_job", "python_command"]
 
+DEFAULT_LIMITS = Limits()
 MAX_FILES = 100
 MAX_COMMAND_BYTES = 100_000
 _LONGEST_NAME = 200
 _UNWRITABLE = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
 
-# What `check` runs: each fact must come out as in _EXPECTED.
+_COUNT = "limit of processes"  # as the probe calls it
+# What `check` runs: prints the facts that do not hold.
 _PROBE = """
 import ctypes, json, os, time
 def refused(action):
@@ -80,13 +82,13 @@ def fork():
             time.sleep(60)
         children.append(child)
 facts = {
-    "filter": ctypes.CDLL(None).prctl(21, 0, 0, 0, 0) == 2,
-    "no new privileges": ctypes.CDLL(None).prctl(39, 0, 0, 0, 0) == 1,
-    "no sockets": refused(socket.socket),
+    "system call filter": ctypes.CDLL(None).prctl(21, 0, 0, 0, 0) == 2,
+    "lock on privileges": ctypes.CDLL(None).prctl(39, 0, 0, 0, 0) == 1,
+    "refusal of sockets": refused(socket.socket),
     "read-only root": refused(lambda: open("/x", "w")) and refused(lambda: open("/usr/lib/x", "w")),
-    "no /proc": not os.path.exists("/proc"),
+    "absence of /proc": not os.path.exists("/proc"),
     "writable /work": not refused(lambda: open("/work/x", "w").close()),
-    "no environment": set(os.environ) <= {"PATH", "HOME", "TMPDIR", "PWD", "OLDPWD", "LC_CTYPE", "_"},
+    "empty environment": set(os.environ) <= {"PATH", "HOME", "TMPDIR", "PWD", "OLDPWD", "LC_CTYPE", "_"},
     "limit of processes": refused(fork) and len(children) == 3,
 }
 print(json.dumps([name for name, held in facts.items() if not held]))
@@ -130,7 +132,7 @@ class Job(NamedTuple):
 
 
 def python_command(file: str, *arguments: str) -> tuple[str, ...]:
-    """The command that runs `file` in this Python inside: UTF-8, no installed packages, /work not on the import path."""
+    """Runs `file` in this Python inside: UTF-8, no installed packages, /work not on the import path."""
     return (PYTHON, "-I", "-B", "-X", "utf8", file, *arguments)
 
 
@@ -192,7 +194,7 @@ def _outcome(ended: Ended) -> Outcome:
 class Sandbox:
     """Runs programs in isolation, at most `parallel` at once, whichever threads ask. Safe to share among threads."""
 
-    def __init__(self, limits: Limits = Limits(), parallel: int | None = os.cpu_count()) -> None:
+    def __init__(self, limits: Limits = DEFAULT_LIMITS, parallel: int | None = os.cpu_count()) -> None:
         if parallel is not None and parallel < 1:
             raise ValueError(f"parallel must be at least 1, got {parallel}")
         self.limits = limits
@@ -202,17 +204,22 @@ class Sandbox:
 
     def check(self) -> None:
         """Runs a program that looks around. SandboxUnavailableError says what of the isolation is missing and what to
-        do; call it before anything depends on grades."""
+        do. The first `run` does it too, but a reward should know at its start."""
+        found = find_confinement()
         limits = Limits(processes=4, wall_seconds=60.0)
-        outcome = self.run(python_command("probe.py"), {"probe.py": _PROBE.encode()}, limits=limits)
+        with self._places:
+            outcome = self._run(found, python_command("probe.py"), {"probe.py": _PROBE.encode()}, b"", limits)
         try:
             failed = json.loads(outcome.stdout)
-        except ValueError:
+        except ValueError as error:
             said = outcome.stderr.decode(errors="replace").strip()[-500:]
-            raise SandboxUnavailableError(f"the interpreter does not run inside the sandbox ({outcome.status}): {said}")
+            raise SandboxUnavailableError(
+                f"this Python does not run inside the sandbox ({outcome.status}, {outcome.exit_code}): {said}"
+            ) from error
         if failed:
-            old = " (Linux before 5.14 counts the processes of a user, not of a sandbox)" if "limit" in str(failed) else ""
-            raise SandboxUnavailableError(f"the sandbox does not hold here: {', '.join(failed)}{old}. {ADVICE}")
+            old = "; Linux before 5.14 does not count the processes of a sandbox apart" if _COUNT in failed else ""
+            raise SandboxUnavailableError(f"the sandbox does not hold here: no {', no '.join(failed)}{old}. {ADVICE}")
+        self._found = found
 
     def run(
         self, command: Sequence[str], files: Mapping[str, bytes], stdin: bytes = b"", limits: Limits | None = None
@@ -223,11 +230,11 @@ class Sandbox:
         fault. To compile first: `("sh", "-c", "g++ -O2 -o program main.cpp && exec ./program")`.
         """
         check_job(command, files)
-        limits = limits or self.limits
+        if self._found is None:
+            self.check()
+        assert self._found is not None
         with self._places:
-            if self._found is None:
-                self._found = find_confinement()
-            return self._run(self._found, command, files, stdin, limits)
+            return self._run(self._found, command, files, stdin, limits or self.limits)
 
     def run_many(self, jobs: Iterable[Job | tuple]) -> list[Outcome]:
         """Outcomes of `jobs` (the arguments of `run`) in their order, `parallel` at once."""
@@ -282,5 +289,5 @@ class Sandbox:
                 ended = supervise(process, status, limits, started)
         if ended.exit_code is None and not ended.cut:
             said = ended.stderr.decode(errors="replace").strip()[-500:]
-            raise SandboxUnavailableError(f"no isolation on this host; bubblewrap said: {said or 'nothing'}. {ADVICE}")
+            raise SandboxUnavailableError(f"no isolation on this host, bubblewrap said: {said or 'nothing'}. {ADVICE}")
         return _outcome(ended)

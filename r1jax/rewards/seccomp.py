@@ -5,8 +5,8 @@ exist inside (ENOSYS), but for a few that libraries use. On top of the namespace
 kernel interfaces that no solution of a task needs is out of reach:
 
 - killed: any call through another instruction set's table (32-bit, x32), where the numbers below mean something else;
-- EPERM: the calls of `DENIED`; `clone` with a flag that makes a namespace; `socketpair` of anything but AF_UNIX (asyncio
-  needs that one); `ioctl` that types into a terminal (TIOCSTI, TIOCLINUX);
+- EPERM: the calls of `DENIED`; `clone` with a flag that makes a namespace; `socketpair` of anything but AF_UNIX (which
+  asyncio needs); `ioctl` that types into a terminal (TIOCSTI, TIOCLINUX);
 - ENOSYS: `clone3`, whose flags lie in memory, where a filter cannot look (the C library falls back to `clone`).
 """
 

@@ -12,6 +12,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import pathlib
 import selectors
 import signal
 import subprocess
@@ -23,6 +24,7 @@ FILES = 20_000  # in /work; the size of a tmpfs does not bound them, and each ta
 WATCH_SECONDS = 0.025
 GRACE_SECONDS = 5.0
 _PIECE = 2**16
+_PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,23 +44,22 @@ def _tree(pid: int) -> list[int]:
     found, position = [pid], 0
     while position < len(found):
         with contextlib.suppress(OSError):
-            for thread in os.listdir(f"/proc/{found[position]}/task"):
-                with open(f"/proc/{found[position]}/task/{thread}/children", encoding="ascii") as children:
-                    found += [int(child) for child in children.read().split()]
+            for thread in pathlib.Path(f"/proc/{found[position]}/task").iterdir():
+                found += map(int, (thread / "children").read_text(encoding="ascii").split())
         position += 1
     return found
 
 
 def _resident(pid: int) -> int:
-    with contextlib.suppress(OSError), open(f"/proc/{pid}/statm", encoding="ascii") as counts:
-        return int(counts.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    with contextlib.suppress(OSError):
+        return int(pathlib.Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[1]) * _PAGE
     return 0
 
 
 def _proportional(pid: int) -> int:
     """Resident memory with each shared page divided among those who share it; 0 where it may not be read."""
-    with contextlib.suppress(OSError), open(f"/proc/{pid}/smaps_rollup", encoding="ascii") as lines:
-        for line in lines:
+    with contextlib.suppress(OSError):
+        for line in pathlib.Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii").splitlines():
             if line.startswith("Pss:"):
                 return int(line.split()[1]) * 1024
     return 0
@@ -172,11 +173,11 @@ class _Run:
                     elif not self.read(key.fd):
                         selector.unregister(key.fd)
         for descriptor in self.pieces:  # every writer is dead: what the pipes hold is all there will be
-            while select_readable(descriptor) and self.read(descriptor):
+            while _is_readable(descriptor) and self.read(descriptor):
                 pass
 
 
-def select_readable(descriptor: int) -> bool:
+def _is_readable(descriptor: int) -> bool:
     """Whether a read returns at once."""
     with selectors.DefaultSelector() as selector:
         selector.register(descriptor, selectors.EVENT_READ)
