@@ -137,7 +137,7 @@ class _Run:
     def status(self) -> dict[str, int]:
         """What bubblewrap said of the run so far."""
         said: dict[str, int] = {}
-        for line in self.pieces[self.status_fd].splitlines():
+        for line in self.pieces[self.status_fd].rpartition(b"\n")[0].splitlines():
             said |= json.loads(line)
         return said
 
@@ -189,8 +189,9 @@ def supervise(process: subprocess.Popen[bytes], status: int, limits: Limits, sta
 
     SandboxUnavailableError if processes remain; then and on any other exception the group has been killed.
     """
-    run = _Run(process, status, limits, started)
+    run = None
     try:
+        run = _Run(process, status, limits, started)
         for descriptor in run.pieces:
             os.set_blocking(descriptor, False)
         run.follow()
@@ -205,7 +206,13 @@ def supervise(process: subprocess.Popen[bytes], status: int, limits: Limits, sta
             wall_seconds=time.monotonic() - started,
             cpu_seconds=usage.ru_utime + usage.ru_stime,
         )
+    except OSError as error:
+        raise SandboxUnavailableError(f"a run cannot be followed: {error}") from error
     finally:
         if process.returncode is None:
-            run.kill_group()
-        run.close()
+            if run is not None:
+                run.kill("abandoned")
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+        if run is not None:
+            run.close()
