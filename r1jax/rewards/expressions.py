@@ -1,9 +1,9 @@
 r"""Whether two answers in mathematical notation state the same: right, wrong, or ungradable with the reason.
 
-What both are is read first (`structure.py`), then their parts are compared as formulas at points (`values.py`). Sums,
-integrals and limits are left to math-verify. Percent is a number (50 % = 1/2, not 50), units are converted, a unit may
-be left out where the reference has one, and may be added where the question names it. A set is no list, an interval no
-pair, x = 1 is not y = 1. This runs in a worker process (`workers.py`): nothing here imports JAX.
+What both are is read first (`structure.py`), then their parts are compared as formulas at points (`values.py`). A
+reference with a sum, an integral or a limit is left to math-verify. Percent is a number (50 % = 1/2, not 50), units are
+converted, a unit may be left out where the reference has one, and may be added where the question names it. A set is no
+list, an interval no pair, x = 1 is not y = 1. This runs in a worker process (`workers.py`): nothing here imports JAX.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from r1jax.rewards.structure import (
     Relation,
     Words,
     parse_answer,
+    parse_words,
 )
 from r1jax.rewards.units import named_in
 from r1jax.rewards.values import Undecided, equal, proportional
@@ -53,7 +54,7 @@ def compare(gold: str, answer: str | None, question: str = "", any_order: bool =
     if answer is None:
         return WRONG, "no single final answer"
     try:
-        stated = parse_answer(answer)
+        stated = parse_words(answer) if isinstance(reference, Words) else _parse(answer)
         if _has_unit(reference) and not _has_unit(stated):
             stated = parse_answer(answer, letters_are_units=True)
         elif _has_unit(stated) and not _has_unit(reference):
@@ -71,13 +72,21 @@ def compare(gold: str, answer: str | None, question: str = "", any_order: bool =
 @functools.lru_cache(maxsize=256)
 def _parse_gold(gold: str) -> Node:
     """The reference, if an answer that says the same would be found right."""
-    reference = parse_answer(gold)
+    reference = _parse(gold)
     try:
         if not _Comparison("", False).same(reference, reference):
             raise NotUnderstood("it does not equal itself")
     except Undecided as error:
         raise NotUnderstood(str(error)) from error
     return reference
+
+
+def _parse(text: str) -> Node:
+    """An answer; a single letter is a unit only where the text has no other meaning."""
+    try:
+        return parse_answer(text)
+    except NotUnderstood:
+        return parse_answer(text, letters_are_units=True)
 
 
 def _has_unit(node: Node) -> bool:
@@ -105,8 +114,10 @@ class _Comparison:
                 return gold.letters == stated.letters
             case Words(), Words():
                 return gold.text == stated.text
-            case (Advanced(), _) | (_, Advanced()):
+            case Advanced(), _:
                 return _by_math_verify(gold, stated)
+            case _, Advanced():  # where a value is asked, a sum that nobody worked out is none
+                return False
             case Relation(), _:
                 return self._same_relation(gold, stated)
             case Leaf(), Leaf():
@@ -296,7 +307,7 @@ def _region(node: Node) -> Region:
         case Items(brackets="()" | "[]" | "(]" | "[)", items=(low, high)):
             ends = end_value(_formula(low)), end_value(_formula(high))
             return interval(ends[0], node.brackets[0] == "[", ends[1], node.brackets[1] == "]")
-        case Items(brackets="", ordered=False) if all(isinstance(item, Relation) for item in node.items):
+        case Items(alternatives=True) if all(isinstance(item, Relation) for item in node.items):
             region = ()
             if len({_variables(item) for item in node.items if isinstance(item, Relation)}) != 1:
                 raise NotUnderstood("several variables")

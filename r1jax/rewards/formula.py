@@ -238,6 +238,8 @@ class FormulaParser:
                 degree = self.between("[", "]")
                 return ("root", degree, self.group())
             return ("root", ("number", Fraction(2)), self.group())
+        if name == "surd":  # of plain text: the whole number behind it, not its first digit
+            return ("root", ("number", Fraction(2)), self.between("{", "}") if self.value() == "{" else self.atom())
         if name == "pi":
             return ("constant", "pi")
         if name == "infty":

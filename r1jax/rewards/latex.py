@@ -44,7 +44,7 @@ GREEK = words(
     "varphi chi psi omega Gamma Delta Theta Lambda Sigma Phi Psi Omega"
 )
 _ADVANCED = frozenset(("int", "sum", "prod", "lim", "to", "partial", "det"))  # left to math-verify
-_COMMANDS = FUNCTIONS | GREEK | _ADVANCED | {"frac", "binom", "pi", "infty", "emptyset", "overline"}
+_COMMANDS = FUNCTIONS | GREEK | _ADVANCED | {"surd", "frac", "binom", "pi", "infty", "emptyset", "overline"}
 # What several notations have in common. Keys are commands without the backslash.
 _SAME = {
     "dfrac": "\\frac",
@@ -118,7 +118,7 @@ _UNICODE = {code: chr(code - 0xFEE0) for code in range(0xFF01, 0xFF5F)} | str.ma
         "≠": "\\ne ",
         "∞": "\\infty ",
         "π": "\\pi ",
-        "√": "\\sqrt ",
+        "√": "\\surd ",
         "∪": "\\cup ",
         "∩": "\\cap ",
         "∖": "\\setminus ",
@@ -148,7 +148,7 @@ _UNICODE = {code: chr(code - 0xFEE0) for code in range(0xFF01, 0xFF5F)} | str.ma
 _HAN = "\u4e00-\u9fff"
 _THOUSANDS = r"[0-9]{1,3}(?:(?:,|\{,\}|,\\!|\\,)[0-9]{3})+(?![0-9])"
 _PIECE = re.compile(
-    r"(?P<space>\s+|~|\\[,;:! ])"
+    r"(?P<space>\s+|~(?!\s*[0-9.])|\\[,;:! ])"
     r"|(?P<newline>\\\\)"
     r"|\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathit|mathsf|operatorname|mbox)\s*\{(?P<text>[^{}\\]*)\}"
     r"|\\mathbb\s*(?:\{(?P<set>[A-Z])\}|(?P<bare_set>[A-Z]))"
@@ -184,6 +184,8 @@ def _undelimited(text: str) -> str:
 def _word(word: str) -> Iterator[Token]:
     if word in _AND:
         yield Token("sign", "or" if word in ("or", "或") else ",")
+    elif word == "sqrt":
+        yield Token("command", "\\surd")
     elif word in FUNCTIONS or word == "pi":
         yield Token("command", "\\" + word)
     elif word in ("inf", "infty", "infinity", "oo"):

@@ -9,7 +9,7 @@ expressions are not numbers here.
 
 The answer must be the number and nothing else, so "9 or 10", "not 9" and "8, 9" are wrong where the reference is 9; but
 one \boxed{...} stands for the whole answer, whatever is written around it.
-When the reference states several numbers, the answer must state the same ones in the same order.
+When the reference states several numbers, the answer must state the same ones in the same order, unless they are a set.
 """
 
 from __future__ import annotations
@@ -206,6 +206,8 @@ def same_value(value: Value, gold: Value, any_order: bool) -> bool:
     # A bare reference "3 8" may be answered as a pair (3, 8); a bracketed one only in its own brackets.
     if value.brackets != gold.brackets and not (not gold.brackets and value.brackets in ("()", "[]", "{}")):
         return False
+    if gold.brackets == "{}":
+        return set(value.numbers) == set(gold.numbers)
     if any_order:
         return sorted(value.numbers) == sorted(gold.numbers)
     return value.numbers == gold.numbers

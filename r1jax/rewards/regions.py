@@ -13,7 +13,7 @@ from r1jax.rewards.formula import INFINITY, MINUS_INFINITY, Formula, symbols_of
 from r1jax.rewards.latex import NotUnderstood
 from r1jax.rewards.values import real_value, same
 
-_DIGITS = 60
+_DIGITS = 400
 _LOWEST, _HIGHEST = mpmath.mpf("-inf"), mpmath.mpf("inf")
 
 

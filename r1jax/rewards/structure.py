@@ -45,6 +45,7 @@ class Items:
     brackets: str
     items: tuple[Node, ...]
     ordered: bool = True
+    alternatives: bool = False  # one or another of them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,10 +149,12 @@ def parse_answer(text: str, letters_are_units: bool = False) -> Node:
         return Options(frozenset(re.findall(r"[A-J]", plain)))
     if _TOGETHER.fullmatch(plain) and sorted(set(plain)) == list(plain):
         return Options(frozenset(plain))
-    if (words := _TEXT.fullmatch(text.strip("$").strip())) and _YES.fullmatch(words[1].strip()):
-        spoken = words[1].strip()
-        if len(spoken) > 1 and not is_unit(spoken):
-            return Words(" ".join(spoken.lower().split()))
+    if (
+        (words := _TEXT.fullmatch(text.strip("$").strip()))
+        and len(words[1].strip()) > 1
+        and not is_unit(words[1].strip())
+    ):
+        return parse_words(text)
     tokens = tokens_of(text)
     if not tokens:
         raise NotUnderstood("empty")
@@ -161,10 +164,18 @@ def parse_answer(text: str, letters_are_units: bool = False) -> Node:
         raise NotUnderstood("nested too deeply") from error
 
 
+def parse_words(text: str) -> Node:
+    r"""An answer in words, with or without \text. Raises NotUnderstood."""
+    plain = _TEXT.sub(r"\1", text).strip().strip("$").strip().removesuffix(".")
+    if not _YES.fullmatch(plain):
+        raise NotUnderstood("no words")
+    return Words(" ".join(plain.lower().split()))
+
+
 def _parse(tokens: list[Token], units: bool) -> Node:
     parts, _ = _split(tokens, "or")
     if len(parts) > 1:
-        return Items("", tuple(node for part in parts for node in _alternatives(_parse(part, units))), ordered=False)
+        return Items("", tuple(node for part in parts for node in _alternatives(_parse(part, units))), False, True)
     parts, _ = _split(tokens, ",")
     if len(parts) > 1:
         nodes = tuple(_parse(part, units) for part in parts)
@@ -189,7 +200,7 @@ def _plus_minus(tokens: list[Token], units: bool) -> Node:
     readings = []
     for swap in ({"+-": "+", "-+": "-"}, {"+-": "-", "-+": "+"}):
         readings.append(_parse([Token(t.kind, swap.get(t.value, t.value)) for t in tokens], units))
-    return Items("", tuple(readings), ordered=False)
+    return Items("", tuple(readings), ordered=False, alternatives=True)
 
 
 def _parse_part(tokens: list[Token], units: bool) -> Node:

@@ -132,9 +132,19 @@ def _divide(top: Number, bottom: Number) -> Number:
     return top / bottom if isinstance(top, Fraction) == isinstance(bottom, Fraction) else _mp(top) / _mp(bottom)
 
 
+def _check_sizes(left: Number, right: Number) -> None:
+    """Refuses a sum whose smaller part is lost in rounding, so that no difference can hide there."""
+    if mpmath.mp.dps == _DIGITS[-1] and left != 0 and right != 0:
+        apart = abs(mpmath.log(abs(left), 10) - mpmath.log(abs(right), 10))
+        if apart > _DIGITS[-1] - 60:
+            raise TooLarge("a sum of numbers of too different size")
+
+
 def _arithmetic(operation: str, left: Number, right: Number) -> Number:
     if isinstance(left, Fraction) != isinstance(right, Fraction):
         left, right = _mp(left), _mp(right)
+    if operation != "*" and not isinstance(left, Fraction):
+        _check_sizes(left, right)
     if operation == "*":
         product = left * right
         if isinstance(product, Fraction) and product.numerator.bit_length() > 4 * _MAX_BITS:
@@ -293,15 +303,20 @@ def proportional(left: Formula, right: Formula, positive: bool) -> bool:
 
     Raises as `equal` does, and Undecided where both are 0 everywhere.
     """
-    digits = _DIGITS[0]
+    return all(_proportional(left, right, positive, digits) for digits in _DIGITS)
+
+
+def _proportional(left: Formula, right: Formula, positive: bool, digits: int) -> bool:
     with mpmath.workdps(digits):
-        ratios = []
+        ratios: list[Number] = []
         for first, second in _pairs(left, right, digits):
             if first == 0 or second == 0:
                 if first != second:
                     return False
                 continue
             ratios.append(_divide(first, second))
+            if digits > _DIGITS[0] and len(ratios) == _ENOUGH:
+                break
         if len(ratios) < _ENOUGH:
             raise Undecided("hardly anywhere defined")
         if not all(same(ratio, ratios[0], digits) for ratio in ratios):
@@ -310,9 +325,9 @@ def proportional(left: Formula, right: Formula, positive: bool) -> bool:
 
 
 def real_value(formula: Formula) -> Number | None:
-    """The value of a formula without variables, to 60 digits; None if it is not real."""
-    with mpmath.workdps(_DIGITS[0]):
+    """The value of a formula without variables, to 400 digits; None if it is not real."""
+    with mpmath.workdps(_DIGITS[-1]):
         try:
-            return _nearly_real(evaluate(formula, {}), _DIGITS[0])
+            return _nearly_real(evaluate(formula, {}), _DIGITS[-1])
         except (Undefined, ZeroDivisionError, OverflowError):
             return None
