@@ -15,6 +15,7 @@ Formula = tuple[Any, ...]
 
 INFINITY: Formula = ("infinity",)
 MINUS_INFINITY: Formula = ("-", INFINITY)
+MAX_DEPTH = 150  # operations within operations; a sum of so many terms has it too
 _CALLED = frozenset("fgh")  # letters before a bracket that mean a function; any other is a factor
 _ENGLISH = words(
     "no not is if to of an be by at it we so us up do go my the are can any all one two six ten yes but nor has non "
@@ -295,6 +296,13 @@ def parse_formula(tokens: Sequence[Token]) -> tuple[Formula, list[Token]]:
         formula = parser.sum()
     except RecursionError as error:
         raise NotUnderstood("nested too deeply") from error
+    level: list[Formula] = [formula]
+    for _ in range(MAX_DEPTH):
+        level = [part for node in level for part in node[1:] if isinstance(part, tuple)]
+        if not level:
+            break
+    else:
+        raise NotUnderstood("nested too deeply")
     return formula, parser.tokens[parser.position :]
 
 
