@@ -21,6 +21,7 @@ import time
 from r1jax.rewards.sandbox import Limits, Outcome, Sandbox, python_command
 
 LIMITS = Limits(wall_seconds=8.0, cpu_seconds=2, memory_bytes=256 * 2**20, processes=16)
+PATIENT = dataclasses.replace(LIMITS, wall_seconds=60.0, cpu_seconds=60)
 SHORT = dataclasses.replace(LIMITS, wall_seconds=1.0)
 
 # What every attack may use: `tried(what, action)` tells of an action that was not refused.
@@ -63,14 +64,14 @@ ATTACKS = (
     # --- reading and writing what is the host's
     Attack("read /etc and /root", 'for p in ("/etc/passwd", "/etc/shadow", "/etc/hostname", "/root/.bashrc", "/home", "/var/log", "/sys/kernel", "/boot"): tried(p, lambda: os.listdir(p) if os.path.isdir(p) else open(p).read()[:20])'),
     Attack("read a file of the host by its path", 'tried("file", lambda: open("@FILE@").read())\ntried("folder", lambda: os.listdir("@FOLDER@"))'),
-    Attack("look through everything for the host's file", 'name = os.path.basename("@FILE@")\nfor top, folders, files in os.walk("/"):\n    if name in files: print("ESCAPED", top)\nprint("looked")', says="looked"),
+    Attack("look through everything for the host's file", 'name = os.path.basename("@FILE@")\nfor top, folders, files in os.walk("/"):\n    if name in files: print("ESCAPED", top)\nprint("looked")', limits=PATIENT, says="looked"),
     Attack("a link to the host's file", 'os.symlink("@FILE@", "/work/l")\ntried("link", lambda: open("/work/l").read())\ntried("hard link", lambda: os.link("@FILE@", "/work/h"))'),
     Attack("dots above the root", 'for p in ("/work/../../../../@FILE@", "/tmp/../etc/passwd", "/dev/shm/../../etc/shadow", "../" * 30 + "etc/passwd"): tried(p, lambda: open(p).read())'),
     Attack("files by handle", 'tried("name_to_handle_at", lambda: call(303 if X86 else 264, -100, ctypes.addressof(ctypes.create_string_buffer(b"/")), 0, 0, 0))\ntried("open_by_handle_at", lambda: call(304 if X86 else 265, -100, 0, 0))'),
     Attack("write outside of /work", 'for p in ("/x", "/usr/x", "/usr/bin/sh", "/usr/lib/x", "/python/x", "/python/bin/python3", "/python/lib/x", "/etc/x", "/etc/ld.so.cache", "/dev/x", "/dev/full/x", "@FOLDER@/x"): tried(p, lambda: open(p, "ab"))'),
     Attack("make, rename and delete outside", 'for f in (lambda: os.mkdir("/y"), lambda: os.rename("/usr", "/z"), lambda: os.remove("/bin"), lambda: os.rmdir("/work"), lambda: os.rename("/work", "/w"), lambda: os.symlink("/x", "/tmp2"), lambda: os.remove("/tmp"), lambda: os.chmod("/usr", 0o777), lambda: os.utime("/")): tried("file system", f)'),
     Attack("devices", 'for p in ("/dev/mem", "/dev/kmsg", "/dev/kvm", "/dev/vda", "/dev/sda", "/dev/fuse", "/dev/tty", "/dev/ptmx", "/dev/nvidia0"): tried(p, lambda: open(p, "rb"))\ntried("mknod", lambda: os.mknod("/work/d", 0o60666, os.makedev(8, 0)))\ntried("mknod mem", lambda: os.mknod("/work/m", 0o20666, os.makedev(1, 1)))'),
-    Attack("the host's environment", 'for k, v in os.environ.items():\n    if k not in ("PATH", "HOME", "TMPDIR", "PWD", "OLDPWD", "LC_CTYPE", "_"): print("ESCAPED", k)\nprint(dict(os.environ))', says="PATH"),
+    Attack("the host's environment", 'for k, v in os.environ.items():\n    if k not in ("PATH", "HOME", "TMPDIR", "MALLOC_ARENA_MAX", "PWD", "OLDPWD", "LC_CTYPE", "_"): print("ESCAPED", k)\nprint(dict(os.environ))', says="PATH"),
     Attack("descriptors left open", 'for fd in range(3, 1024):\n    try: print("ESCAPED", fd, os.fstat(fd))\n    except OSError: pass\ntried("write to stdin", lambda: os.write(0, b"x"))\ntried("shrink stdin", lambda: os.ftruncate(0, 0))'),
     Attack("/proc of others", 'for p in ("/proc", "/proc/1/environ", "/proc/1/mem", "/proc/1/root", "/proc/self/mem", "/proc/@PID@/cmdline", "/proc/kcore", "/proc/sys/kernel/core_pattern"): tried(p, lambda: os.listdir(p) if os.path.isdir(p) else open(p, "rb").read(10))'),
     Attack("#include and .incbin of the host's files", '#include "/etc/passwd"\n__asm__(".incbin \\"@FILE@\\"");\nint main() {}', ("exited/1",), command=("g++", "-x", "c++", "main.py"), says="No such file"),
@@ -83,7 +84,8 @@ ATTACKS = (
     Attack("a socket by the 32-bit table", 'import mmap\nif not X86: os.kill(os.getpid(), signal.SIGSYS)\nm = mmap.mmap(-1, 4096, prot=7)\nm.write(b"\\x53\\xb8\\x67\\x01\\x00\\x00\\xbb\\x02\\x00\\x00\\x00\\xb9\\x01\\x00\\x00\\x00\\x31\\xd2\\xcd\\x80\\x5b\\xc3")\nprint("ESCAPED", ctypes.CFUNCTYPE(ctypes.c_int)(ctypes.addressof(ctypes.c_char.from_buffer(m)))())', ("signalled/31", "signalled/11")),
     Attack("a socket by the x32 table", 'if not X86: os.kill(os.getpid(), signal.SIGSYS)\nprint("ESCAPED", libc.syscall(0x40000000 + 41, 2, 1, 0))', ("signalled/31",)),
     # --- using up the machine
-    Attack("fork bomb", 'n = 0\nwhile True:\n    try: os.fork(); n += 1\n    except OSError: break\ntime.sleep(0.2)\nif n > 16: print("ESCAPED", n)'),
+    Attack("fork bomb", 'n = 0\ntry:\n    while os.fork(): n += 1\n    time.sleep(30)\nexcept OSError: print("ESCAPED" if n > 16 else "held", n)', says="held"),
+    Attack("fork bomb that doubles", 'while True:\n    try: os.fork()\n    except OSError: pass', ("timed_out/9", "timed_out/24"), SHORT),
     Attack("fork bomb of the shell", 'b() { b | b & }; b; sleep 30', ("exited/2", "exited/0", "timed_out", "exited/254"), SHORT, ("sh", "main.py")),
     Attack("fork and die, for ever", 'if os.fork(): time.sleep(30)\nwhile True:\n    try:\n        if os.fork(): os._exit(0)\n    except OSError: pass', ("timed_out/9",), SHORT),
     Attack("thread bomb", 'import threading\nn = 0\ntry:\n    while True: threading.Thread(target=time.sleep, args=(30,), daemon=True).start(); n += 1\nexcept RuntimeError: pass\nprint("ESCAPED" if n > 16 else "held", n, flush=True)\nos._exit(0)', says="held"),
@@ -99,7 +101,7 @@ ATTACKS = (
     Attack("output flood", 'while True: os.write(1, b"x" * 65536)', ("output_limit",)),
     Attack("flood of stderr", 'while True: os.write(2, b"x" * 65536)', ("output_limit",)),
     Attack("flood from children that have no parent", 'for _ in range(8):\n    if not os.fork():\n        os.setsid()\n        while True: os.write(1, b"x" * 1000)\ntime.sleep(30)', ("output_limit",)),
-    Attack("endless loop", 'while True: pass', ("timed_out/24",), dataclasses.replace(LIMITS, cpu_seconds=1)),
+    Attack("endless loop", 'while True: pass', ("timed_out/24", "timed_out/9"), dataclasses.replace(LIMITS, cpu_seconds=1)),
     Attack("endless loop that ignores SIGXCPU", 'signal.signal(signal.SIGXCPU, signal.SIG_IGN)\nwhile True: pass', ("signalled/9", "timed_out/9"), dataclasses.replace(LIMITS, cpu_seconds=1)),
     Attack("sleep for ever", 'time.sleep(1e6)', ("timed_out/9",), SHORT),
     Attack("stop itself", 'os.kill(os.getpid(), signal.SIGSTOP)', ("timed_out/9",), SHORT),
@@ -109,7 +111,7 @@ ATTACKS = (
     Attack("hoard descriptors and pipes", 'n = []\ntry:\n    while True: n += os.pipe()\nexcept OSError: print("ESCAPED" if len(n) > 128 else "held", len(n))', says="held"),
     Attack("raise the limits", 'import resource as r\nfor kind in (r.RLIMIT_CPU, r.RLIMIT_AS, r.RLIMIT_NPROC, r.RLIMIT_FSIZE, r.RLIMIT_NOFILE, r.RLIMIT_CORE, r.RLIMIT_MEMLOCK): tried(kind, lambda: r.setrlimit(kind, (-1, -1)))\ntried("nice", lambda: os.nice(-5))\ntried("real time", lambda: os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1)))'),
     Attack("deep recursion", 'sys.setrecursionlimit(10**9)\ndef f(x): return f([x]) + 1\nf(0)', ("exited/1", "signalled/11", "timed_out/24")),
-    Attack("deep recursion in C", 'import ast\ndef nested(): return [nested()]\nsys.setrecursionlimit(10**9)\nx = []\nfor _ in range(10**6): x = [x]\nrepr(x)', ("exited/1", "signalled/11")),
+    Attack("deep recursion in C", 'import ast\ndef nested(): return [nested()]\nsys.setrecursionlimit(10**9)\nx = []\nfor _ in range(10**6): x = [x]\nrepr(x)', ("exited/1", "signalled/11", "timed_out/24")),
     # --- other processes and privileges
     Attack("signals to the parent", 'for p in (1, os.getppid(), @PID@, -@PID@): tried(("kill", p), lambda: p not in (1, os.getppid()) or 1 / 0 if os.kill(p, 9) is None else 0)\nos.kill(1, 15); os.kill(1, 19)\nprint("sent")', says="sent"),
     Attack("signals to everyone", 'signal.signal(15, signal.SIG_IGN)\ntried("all", lambda: os.kill(-1, 15))\nos.killpg(0, 9)', ("signalled/9",)),
@@ -151,6 +153,8 @@ class Host:
         self.expected = "answer" + secrets.token_hex(16)
         self.file = self.folder / "of_the_host.txt"
         self.file.write_text(self.secret, encoding="utf-8")
+        self.folder.chmod(0o777)  # nothing but the sandbox stands in the way
+        self.file.chmod(0o666)
         self.before = self.listing()
         os.environ["R1JAX_ATTACK_SECRET"] = self.secret
         self.sockets = [socket.create_server(("127.0.0.1", 0)), socket.socket(socket.AF_UNIX)]

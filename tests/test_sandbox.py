@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import json
 import os
 import pathlib
 import platform
 import signal
-import struct
 import subprocess
 import sys
 import threading
@@ -16,7 +17,7 @@ import time
 import pytest
 from sandbox_attacks import ATTACKS, Attack, Host, passes, violations
 
-from r1jax.rewards import confinement, seccomp
+from r1jax.rewards import confinement, seccomp, supervision
 from r1jax.rewards.sandbox import Job, Limits, Sandbox, SandboxUnavailableError, python_command
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -68,6 +69,89 @@ def test_an_attack_that_succeeds_is_noticed(sandbox, host):
     for text in (host.secret, host.expected, "ESCAPED", "BROKEN"):
         attack = Attack("control", f"print({text!r})")
         assert violations(attack, host.attack(sandbox, attack), host)
+
+
+def without(option: str, count: int = 1, last: int = 0):
+    """A command line less an option and what belongs to it."""
+
+    def change(line: list[str]) -> list[str]:
+        at = max(i for i, word in enumerate(line) if word == option) if last else line.index(option)
+        return line[:at] + line[at + count :]
+
+    return change
+
+
+def loosened(name: str, limit: int):
+    return lambda line: [f"--{name}={limit}" if word.startswith(f"--{name}=") else word for word in line]
+
+
+NO_FILTER, NO_NETWORK = without("--seccomp", 2), without("--unshare-net")
+HOLES = [
+    ("sockets of every family", [NO_FILTER]),
+    ("new namespaces", [NO_FILTER]),
+    ("large kernel interfaces", [NO_FILTER]),
+    ("memory outside of processes", [NO_FILTER]),
+    ("a socket by the 32-bit table", [NO_FILTER]),
+    ("a socket by the x32 table", [NO_FILTER]),
+    ("TCP to the host's loopback", [NO_FILTER, NO_NETWORK]),
+    ("an abstract socket of the host", [NO_FILTER, NO_NETWORK]),
+    ("read a file of the host by its path", []),
+    ("a link to the host's file", []),
+    ("look through everything for the host's file", []),
+    ("write outside of /work", [without("--remount-ro", 2, last=1)]),
+    ("make, rename and delete outside", [without("--remount-ro", 2, last=1)]),
+    ("installed packages", []),
+    ("fork bomb", [loosened("nproc", 40)]),
+    ("thread bomb", [loosened("nproc", 40)]),
+    ("memory bomb", [loosened("as", 2**31)]),
+    ("one large file", [loosened("fsize", 2**30)]),
+    ("hoard descriptors and pipes", [loosened("nofile", 500)]),
+    ("a million files", []),
+]
+
+
+@isolated
+@pytest.mark.parametrize(("name", "changes"), HOLES, ids=[name for name, _ in HOLES])
+def test_an_attack_finds_the_hole_it_is_meant_for(name, changes, host, monkeypatch):
+    """With one wall taken away the attack on it succeeds: it is not held by a mistake of its own."""
+    box = Sandbox()
+    box.check()
+    shown = box._found.binds + (() if changes else ((str(host.folder), str(host.folder)),))
+    emptied = () if name == "installed packages" else box._found.emptied
+    box._found = dataclasses.replace(box._found, binds=shown, emptied=emptied)
+    whole = confinement.Confinement.command
+
+    def holed(*arguments, **settings):
+        line = whole(*arguments, **settings)
+        for change in changes:
+            line = change(line)
+        return line
+
+    monkeypatch.setattr(confinement.Confinement, "command", holed)
+    monkeypatch.setattr(supervision, "FILES", 2 * 10**6)
+    attack = next(attack for attack in ATTACKS if attack.name == name)
+    outcome = host.attack(box, attack)
+    assert violations(attack, outcome, host), outcome
+    for one in host.sockets:  # what has connected now is no concern of the next
+        with contextlib.suppress(BlockingIOError):
+            one.setblocking(False)
+            one.accept()[0].close()
+
+
+@isolated
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        (NO_FILTER, "no system call filter, no refusal of sockets"),
+        (without("--remount-ro", 2, last=1), "no read-only root"),
+        (loosened("nproc", 40), "no limit of processes"),
+    ],
+)
+def test_check_notices_a_missing_wall(change, complaint, monkeypatch):
+    whole = confinement.Confinement.command
+    monkeypatch.setattr(confinement.Confinement, "command", lambda *a, **k: change(whole(*a, **k)))
+    with pytest.raises(SandboxUnavailableError, match=complaint):
+        Sandbox().run(("true",), {})
 
 
 @isolated
@@ -308,8 +392,12 @@ def test_namespaces_that_are_really_blocked_are_refused(blocked, tmp_path, monke
 # --- as an ordinary user
 
 
-def as_nobody(*command: str) -> list[str]:
-    """Runs as nobody, to whom the Python and the code here are shown even if they lie in a folder of root's."""
+NOBODY = ("--reuid=65534", "--regid=65534", "--clear-groups")
+ROOT_OF_A_CONTAINER = ("--bounding-set=-sys_admin", "--inh-caps=-sys_admin")
+
+
+def as_another(who: tuple[str, ...], *command: str) -> list[str]:
+    """Runs as `who`, for whom the Python and the code here can be read even if they lie in a folder of root's."""
     line = [confinement.find_bwrap(), "--dev-bind", "/", "/"]
     for needed in (sys.base_prefix, sys.prefix, str(ROOT)):
         folders = [*reversed(pathlib.Path(needed).parents), pathlib.Path(needed)]
@@ -319,13 +407,13 @@ def as_nobody(*command: str) -> list[str]:
             for part in folders[folders.index(closed[0]) + 1 : -1]:
                 line += ["--perms", "0755", "--dir", str(part)]
             line += ["--ro-bind", needed, needed]
-    return [*line, "--", "setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--", *command]
+    return [*line, "--", "setpriv", *who, "--", *command]
 
 
 @isolated
 @root_only
 def test_the_attack_set_is_held_as_an_ordinary_user():
-    command = as_nobody(sys.executable, "-B", "-m", "tools.attack_sandbox", "--json")
+    command = as_another(NOBODY, sys.executable, "-B", "-m", "tools.attack_sandbox", "--json")
     environment = {"PATH": os.environ["PATH"], "TMPDIR": "/tmp"}
     tried = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, env=environment)
     assert tried.stdout, tried.stderr
@@ -335,75 +423,12 @@ def test_the_attack_set_is_held_as_an_ordinary_user():
     assert (tried.returncode, said["bad"], said["alive"], said["attacks"]) == (0, 0, True, len(ATTACKS))
 
 
-# --- the filter
-
-
-def decide(program: bytes, architecture: int, number: int, *arguments: int) -> int:
-    """What the kernel would return: an interpreter of the six instructions that the filter uses."""
-    data = struct.pack("=iIQ6Q", number, architecture, 0, *(arguments + (0,) * 6)[:6])
-    word, position = 0, 0
-    steps = list(struct.iter_unpack("=HBBI", program))
-    while True:
-        code, when_true, when_false, constant = steps[position]
-        position += 1
-        if code == 0x20:
-            (word,) = struct.unpack_from("=I", data, constant)
-        elif code == 0x06:
-            return constant
-        else:
-            true = {0x15: word == constant, 0x35: word >= constant, 0x45: bool(word & constant)}[code]
-            position += when_true if true else when_false
-
-
-ALLOW, KILL, EPERM, ENOSYS = 0x7FFF0000, 0x80000000, 0x00050001, 0x00050026
-
-
-@pytest.mark.parametrize(
-    ("machine", "architecture", "read", "clone", "openat"),
-    [("x86_64", 0xC000003E, 0, 56, 257), ("aarch64", 0xC00000B7, 63, 220, 56)],
-)
-def test_filter_decides_by_hand_worked_cases(machine, architecture, read, clone, openat):
-    program = seccomp.filter_program(machine)
-    column = ("x86_64", "aarch64").index(machine)
-    assert decide(program, architecture, read) == ALLOW
-    assert decide(program, architecture, openat) == ALLOW
-    assert decide(program, 0x40000003, read) == KILL  # i386
-    assert decide(program, 0x40000028, read) == KILL  # 32-bit ARM
-    assert decide(program, architecture, 0x40000000 + read) == KILL  # x32
-    for name, numbers in seccomp.DENIED.items():
-        if numbers[column] is not None:
-            assert decide(program, architecture, numbers[column]) == EPERM, name
-    assert decide(program, architecture, clone, 17) == ALLOW  # fork
-    assert decide(program, architecture, clone, 0x3D0F00) == ALLOW  # a thread
-    for flag in (0x20000, 0x2000000, 0x4000000, 0x8000000, 0x10000000, 0x20000000, 0x40000000):
-        assert decide(program, architecture, clone, 17 | flag) == EPERM
-    assert decide(program, architecture, 435, 0) == ENOSYS  # clone3
-    assert decide(program, architecture, 437) == ALLOW  # openat2
-    assert decide(program, architecture, 428) == ENOSYS  # open_tree
-    assert decide(program, architecture, 10_000) == ENOSYS
-    socketpair, ioctl = (53, 16) if machine == "x86_64" else (199, 29)
-    assert decide(program, architecture, socketpair, 1) == ALLOW
-    assert decide(program, architecture, socketpair, 2) == EPERM
-    assert decide(program, architecture, ioctl, 1, 0x5401) == ALLOW  # TCGETS
-    assert decide(program, architecture, ioctl, 1, 0x5412) == EPERM
-
-
-def test_a_filter_for_an_unknown_machine_is_refused():
-    with pytest.raises(ValueError, match="riscv64"):
-        seccomp.filter_program("riscv64")
-
-
-@pytest.mark.parametrize(("column", "path"), [(0, "x86_64-linux-gnu/asm/unistd_64.h"), (1, "asm-generic/unistd.h")])
-def test_system_call_numbers_are_the_kernel_headers(column, path):
-    header = pathlib.Path("/usr/include") / path
-    if not header.exists():
-        pytest.skip("no kernel headers")
-    numbers = {}
-    for line in header.read_text().splitlines():
-        words = line.split()
-        if len(words) == 3 and words[0] == "#define" and words[1].startswith("__NR") and words[2].isdigit():
-            numbers[words[1].removeprefix("__NR3264_").removeprefix("__NR_")] = int(words[2])
-    for name, call in seccomp.DENIED.items():
-        assert numbers.get(name) == call[column], name
-    for name, number in seccomp.NEWER.items():
-        assert numbers.get(name, number) == number, name
+@isolated
+@root_only
+def test_root_who_may_not_mount_has_the_same_sandbox():
+    """As in a container that allows user namespaces but has no CAP_SYS_ADMIN; the check counts processes too."""
+    code = "from r1jax.rewards.sandbox import *\nbox = Sandbox()\nbox.check()\n"
+    code += "print(box._found.as_root, box._found.may_mount)"
+    command = as_another(ROOT_OF_A_CONTAINER, sys.executable, "-c", code)
+    tried = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert tried.stdout == "True False\n", tried.stderr

@@ -3,9 +3,9 @@
 Inside there is no /proc and no /sys, hence nothing to read or write of another process or of the kernel, and no network
 device but a loopback that nothing can be opened on. Everything is read-only but /work (/tmp and /dev/shm lead there).
 
-Root gets two rounds of bubblewrap, since the kernel does not count the processes of the host's root: the outer round
-only mounts, as root, what the inner one needs (a Python below /root too); then the user changes to nobody, and the
-inner round is the one that an ordinary user gets.
+Root becomes nobody first, since the kernel does not count the processes of the host's root, and then runs bubblewrap as
+an ordinary user does. Where root may mount, a first round of bubblewrap shows nobody what the second one needs, be it a
+Python below /root; in a container whose root may not, nobody must be able to read it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ WORK = "/work"
 PYTHON = "/python/bin/python3"  # the same on every host, so that a command means the same on another one
 NOBODY = 65534
 OPEN_FILES = 128
-ENVIRONMENT = {"PATH": "/usr/bin:/bin", "HOME": WORK, "TMPDIR": WORK}
+# Without the last one each thread would reserve 64 MiB of the address space.
+ENVIRONMENT = {"PATH": "/usr/bin:/bin", "HOME": WORK, "TMPDIR": WORK, "MALLOC_ARENA_MAX": "1"}
 ADVICE = (
     "Where user namespaces are blocked (Docker's default profile, user.max_user_namespaces=0, AppArmor's "
     "kernel.apparmor_restrict_unprivileged_userns=1), run `python -m tools.grade_server` on a host that has them and "
@@ -38,6 +39,10 @@ _ROOT_FOLDERS = ("/bin", "/lib", "/lib32", "/lib64")  # links into /usr, or fold
 _EMPTIED = ("/usr/lib/python3/dist-packages",)
 _DEVICES = ("null", "zero", "full", "random", "urandom")
 _BWRAP_FOLDER = "/bubblewrap/package/bin"  # where root's second round finds it
+_AS_NOBODY = [
+    *("/usr/bin/setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"),
+    *("--bounding-set=-all", "--inh-caps=-all", "--"),
+]
 _TOOLS = ("sh", "prlimit", "setpriv")
 # The first victim of a machine without memory is the sandbox, not the trainer; children inherit the score.
 _EXPENDABLE = '{ echo 1000 > /proc/self/oom_score_adj; } 2>/dev/null; exec "$@"'
@@ -77,7 +82,8 @@ class Confinement:
     binds: tuple[tuple[str, str], ...]  # (path on the host, path inside), read-only
     links: tuple[tuple[str, str], ...]  # (target, path inside)
     emptied: tuple[str, ...]  # folders inside that show nothing
-    as_root: bool
+    as_root: bool  # this process is root, as a rule the host's
+    may_mount: bool = True  # with CAP_SYS_ADMIN, as root outside of a container has it
 
     def command(
         self,
@@ -91,7 +97,9 @@ class Confinement:
         """The whole command line; the descriptors are to be inherited. `files` gives one per file."""
         line = ["/bin/sh", "-c", _EXPENDABLE, "sh"]
         bwrap = self.bwrap
-        if self.as_root:
+        if self.as_root and not self.may_mount:
+            line += _AS_NOBODY
+        elif self.as_root:
             line += self._outer()
             bwrap = f"{_BWRAP_FOLDER}/{pathlib.Path(self.bwrap).name}"
         line += [bwrap, "--unshare-user", "--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts"]
@@ -99,13 +107,16 @@ class Confinement:
         line += ["--new-session", "--die-with-parent", "--as-pid-1", "--clearenv"]
         for name, value in ENVIRONMENT.items():
             line += ["--setenv", name, value]
-        line += self._mounts([(inside if self.as_root else host, inside) for host, inside in self.binds])
+        line += self._mounts(
+            [(inside if self.as_root and self.may_mount else host, inside) for host, inside in self.binds]
+        )
         for folder in self.emptied:
             line += ["--size", "4096", "--tmpfs", folder, "--remount-ro", folder]
         for device in _DEVICES:
             line += ["--dev-bind", f"/dev/{device}", f"/dev/{device}"]
-        line += ["--size", str(limits.tmp_bytes), "--tmpfs", WORK, "--symlink", WORK, "/tmp", "--symlink", WORK]
-        line += ["/dev/shm"]
+        line += ["--size", str(limits.tmp_bytes), "--tmpfs", WORK, "--symlink", WORK, "/dev/shm"]
+        if not any(inside.startswith("/tmp/") for _, inside in self.binds):  # a Python that lies there
+            line += ["--symlink", WORK, "/tmp"]
         for folder in _parents(f"{WORK}/{name}" for name in files):
             if folder.startswith(f"{WORK}/"):
                 line += ["--perms", "0755", "--dir", folder]
@@ -137,18 +148,7 @@ class Confinement:
         for device in _DEVICES:
             line += ["--dev-bind", f"/dev/{device}", f"/dev/{device}"]
         # A shell stays root in between: bubblewrap itself drops what it takes to end a child of another user.
-        line += [
-            "--",
-            "/bin/sh",
-            "-c",
-            _WAIT,
-            "sh",
-            "/usr/bin/setpriv",
-            f"--reuid={NOBODY}",
-            f"--regid={NOBODY}",
-            "--clear-groups",
-        ]
-        return [*line, "--bounding-set=-all", "--inh-caps=-all", "--pdeathsig=KILL", "--"]
+        return [*line, "--", "/bin/sh", "-c", _WAIT, "sh", *_AS_NOBODY]
 
 
 def _parents(paths: Sequence[str] | Iterator[str]) -> list[str]:
@@ -223,6 +223,13 @@ def _is_mapped(user: int) -> bool:
     return any(int(first) <= user < int(first) + int(count) for first, _, count in rows)
 
 
+def _may_mount() -> bool:
+    """Whether this process has CAP_SYS_ADMIN."""
+    lines = pathlib.Path("/proc/self/status").read_text(encoding="utf-8", errors="replace").splitlines()
+    effective = next((line.split()[1] for line in lines if line.startswith("CapEff:")), "0")
+    return bool(int(effective, 16) & 1 << 21)
+
+
 def find_confinement() -> Confinement:
     """Looks at the host. SandboxUnavailableError names what is missing."""
     if sys.platform != "linux" or platform.machine() not in machines():
@@ -241,4 +248,4 @@ def find_confinement() -> Confinement:
             binds.append((str(folder), str(folder)))
     python, packages = _python()
     emptied = tuple(path for path in _EMPTIED if pathlib.Path(path).is_dir()) + tuple(packages)
-    return Confinement(find_bwrap(), tuple(binds + python), tuple(links), emptied, as_root)
+    return Confinement(find_bwrap(), tuple(binds + python), tuple(links), emptied, as_root, _may_mount())

@@ -88,7 +88,7 @@ facts = {
     "read-only root": refused(lambda: open("/x", "w")) and refused(lambda: open("/usr/lib/x", "w")),
     "absence of /proc": not os.path.exists("/proc"),
     "writable /work": not refused(lambda: open("/work/x", "w").close()),
-    "empty environment": set(os.environ) <= {"PATH", "HOME", "TMPDIR", "PWD", "OLDPWD", "LC_CTYPE", "_"},
+    "empty environment": len(os.environ) < 9 and os.environ["HOME"] == "/work",
     "limit of processes": refused(fork) and len(children) == 3,
 }
 print(json.dumps([name for name, held in facts.items() if not held]))
