@@ -246,6 +246,13 @@ def test_runs_are_bounded_and_in_order():
     assert most == 3
 
 
+def test_a_folder_of_the_host_is_not_taken_for_the_sandbox(monkeypatch):
+    """While bubblewrap sets up, the root of its process is the host's, which may have a /work full of files."""
+    monkeypatch.setattr(supervision, "WORK", "/usr")
+    monkeypatch.setattr(supervision, "FILES", 1)
+    assert supervision.overuse(os.getpid(), Limits(memory_bytes=2**40)) == ""
+
+
 @isolated
 def test_runs_do_not_see_each_other(sandbox):
     job = Job(("sh", "-c", "ls /work; echo x > /work/left; sleep 0.2; ls /work"), {})

@@ -72,7 +72,8 @@ def overuse(first: int, limits: Limits) -> str:
         return "memory"
     with contextlib.suppress(OSError):
         room = os.statvfs(f"/proc/{first}/root{WORK}")
-        if room.f_files - room.f_ffree > FILES:
+        inside = 0 <= room.f_blocks * room.f_frsize - limits.tmp_bytes < _PAGE  # at first the root is still the host's
+        if inside and room.f_files - room.f_ffree > FILES:
             return "files"
     return ""
 
