@@ -28,6 +28,7 @@ from r1jax.data.tokenizer import Tokenizer
 from r1jax.model.config import ModelConfig
 from r1jax.rewards.combine import RewardConfig, Scores, score_completion, summarize
 from r1jax.rewards.language import reflection_count
+from r1jax.rewards.math_grader import MathGrader
 from r1jax.sampling.decode import SamplingConfig
 from r1jax.sampling.sampler import Sampler, left_pad
 from r1jax.types import Array, Example, Params, Rollout, Score, Status
@@ -165,11 +166,20 @@ def grade(
     texts: tuple[str, ...],
     examples: Sequence[Example],
     rewards: RewardConfig,
+    grader: MathGrader | None = None,
 ) -> GradedRollout:
-    """Scores every completion by the rules of `rewards`; reasoning-gym's questions by their own verifier."""
+    """Scores every completion by the rules of `rewards`; reasoning-gym's questions by their own verifier.
+
+    `grader` is for the comparison "expressions" (`math_grader.open_grader`).
+    """
     verify = partial(reasoning_tasks.verify, partial_credit=rewards.partial_credit)
     samples = len(texts) // len(examples)
-    scores = tuple(score_completion(text, examples[i // samples], rewards, verify) for i, text in enumerate(texts))
+    asked = [examples[i // samples] for i in range(len(texts))]
+    if grader is None:
+        scores = tuple(score_completion(*pair, rewards, verify) for pair in zip(texts, asked, strict=True))
+    else:
+        compare = grader.compare_all(texts, asked)
+        scores = tuple(score_completion(*pair, rewards, verify, compare) for pair in zip(texts, asked, strict=True))
     return GradedRollout(rollout, tuple(examples), texts, scores)
 
 

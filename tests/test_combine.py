@@ -129,7 +129,7 @@ def test_a_missing_verifier_is_an_error_and_a_failing_one_is_heard() -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"comparison": "fuzzy"}, r"comparison must be one of \['exact', 'math'\], got 'fuzzy'"),
+        ({"comparison": "fuzzy"}, r"comparison must be one of \['exact', 'expressions', 'math'\], got 'fuzzy'"),
         ({"accuracy": math.inf}, "the weight of accuracy must be finite, got inf"),
         ({"accuracy": 0.0, "format": 0.0}, "every reward has weight 0"),
     ],

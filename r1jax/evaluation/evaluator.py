@@ -13,6 +13,7 @@ from r1jax.rewards.answer import extract_final_answer
 from r1jax.rewards.combine import RewardConfig
 from r1jax.rewards.language import language_share, reflection_count, thought_of
 from r1jax.rewards.math_accuracy import answer_key
+from r1jax.rewards.math_grader import MathGrader
 from r1jax.rollout import Completer, GradedRollout, grade, load_graded, save_graded
 from r1jax.types import Array, Example, Params, Score
 
@@ -26,6 +27,7 @@ def answer_examples(
     rewards: RewardConfig,
     store: pathlib.Path,
     limit: int | None = None,
+    grader: MathGrader | None = None,
 ) -> GradedRollout:
     """`samples` graded answers to each example, no longer than `limit` tokens.
 
@@ -35,7 +37,7 @@ def answer_examples(
         graded, _ = load_graded(store)
     else:
         rollout, texts = completer.complete(params, examples, samples, key, limit)
-        graded = grade(rollout, texts, examples, rewards)
+        graded = grade(rollout, texts, examples, rewards, grader)
         save_graded(store, graded, {})
     return graded
 

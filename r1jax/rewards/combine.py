@@ -22,8 +22,9 @@ REWARDS: dict[str, RewardFunction] = {
     "format": format_reward,
     "language": language_reward,
 }
-# How "accuracy" compares answers where the task has no verifier of its own.
-COMPARISONS: dict[str, RewardFunction] = {"math": accuracy, "exact": exact_match}
+# How "accuracy" compares answers where the task has no verifier of its own. "expressions" needs processes of its own,
+# which the stage opens (`math_grader.open_grader`).
+COMPARISONS: dict[str, RewardFunction | None] = {"math": accuracy, "exact": exact_match, "expressions": None}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,11 +38,17 @@ class RewardConfig:
     format: float = 1.0
     language: float = 0.0  # 1.0 in the R1 paper's later phases
     comparison: str = "math"  # a key of COMPARISONS
+    grading_seconds: float = 5.0  # "expressions": longest time for one answer; then it has no grade
+    grading_workers: int = 2  # "expressions": processes
     partial_credit: bool = False  # False: a verifier's value below 1 counts as 0, so that listing answers earns nothing
 
     def __post_init__(self) -> None:
         if self.comparison not in COMPARISONS:
             raise ValueError(f"comparison must be one of {sorted(COMPARISONS)}, got {self.comparison!r}")
+        if not 0 < self.grading_seconds < math.inf:
+            raise ValueError(f"grading_seconds: {self.grading_seconds}; more than 0")
+        if self.grading_workers < 1:
+            raise ValueError(f"grading_workers: {self.grading_workers}; at least 1")
         for name, weight in self.weights.items():
             if not math.isfinite(weight):
                 raise ValueError(f"the weight of {name} must be finite, got {weight}")
@@ -87,11 +94,16 @@ def needs_verifier(example: Example) -> bool:
 
 
 def score_completion(
-    completion: str, example: Example, config: RewardConfig, verify: VerifyFunction | None = None
+    completion: str,
+    example: Example,
+    config: RewardConfig,
+    verify: VerifyFunction | None = None,
+    compare: RewardFunction | None = None,
 ) -> Scores:
     """All of `REWARDS` for one completion, also those of weight 0 (they are measures then), and the weighted total.
 
-    `verify` grades the final answer of tasks that bring their own verifier. ValueError if such a task comes without.
+    `verify` grades the final answer of tasks that bring their own verifier, `compare` is the comparison "expressions".
+    ValueError where one of them is needed and missing.
     """
     parts = {name: reward(completion, example) for name, reward in REWARDS.items() if name != "accuracy"}
     if needs_verifier(example):
@@ -99,7 +111,10 @@ def score_completion(
             raise ValueError(f"task {example.task!r} is graded by its own verifier, but none was given")
         parts["accuracy"] = _verified(completion, example, verify, config.partial_credit)
     else:
-        parts["accuracy"] = COMPARISONS[config.comparison](completion, example)
+        compare = COMPARISONS[config.comparison] or compare
+        if compare is None:
+            raise ValueError(f"the comparison {config.comparison!r} needs a grader, but none was given")
+        parts["accuracy"] = compare(completion, example)
     counted = {name: weight for name, weight in config.weights.items() if weight}
     if not all(parts[name].graded for name in counted):
         return Scores(None, parts)
@@ -115,7 +130,8 @@ def totals_and_mask(scores: Sequence[Scores]) -> tuple[np.ndarray, np.ndarray]:
 
 def summarize(scores: Sequence[Scores]) -> dict[str, float]:
     """Metrics of a batch: the mean of the total and of each reward over the completions that were graded (left out if
-    none was); under "ungradable" how many have no total, and per reward how many were ungradable and timed out."""
+    none was); how many answers were right and wrong; under "ungradable" how many completions have no total, and per
+    reward how many were ungradable and timed out."""
     metrics = {"ungradable": float(sum(not score.graded for score in scores))}
     totals = [score.total for score in scores if score.total is not None]
     if totals:
@@ -124,6 +140,10 @@ def summarize(scores: Sequence[Scores]) -> dict[str, float]:
         values = [score.parts[name].value for score in scores if score.parts[name].graded]
         if values:
             metrics[name] = float(np.mean(values))
+    accuracies = [score.parts["accuracy"] for score in scores if "accuracy" in score.parts]
+    graded = [score for score in accuracies if score.graded]
+    metrics["right/accuracy"] = float(sum(score.value >= 1 for score in graded))
+    metrics["wrong/accuracy"] = len(graded) - metrics["right/accuracy"]
     for status in (Status.UNGRADABLE, Status.TIMED_OUT):
         for name in scores[0].parts:
             metrics[f"{status.value}/{name}"] = float(sum(score.parts[name].status is status for score in scores))

@@ -9,7 +9,7 @@ expressions are not numbers here.
 
 The answer must be the number and nothing else, so "9 or 10", "not 9" and "8, 9" are wrong where the reference is 9; but
 one \boxed{...} stands for the whole answer, whatever is written around it.
-When the reference states several numbers, the answer must state the same ones in the same order.
+When the reference states several numbers, the answer must state the same ones in the same order, unless they are a set.
 """
 
 from __future__ import annotations
@@ -147,20 +147,26 @@ def _parse_sequence(text: str) -> Value | None:
     return Value(tuple(numbers), brackets) if len(numbers) > 1 else None
 
 
-def parse_value(text: str) -> Value | None:
-    r"""What an answer states: a number, a sequence of numbers or an option letter; None if it is none of these.
+def stated_text(text: str) -> str | None:
+    r"""The part of an answer that counts: the content of its one \boxed{...}, else all of it.
 
-    A \boxed{...} stands for the whole text. Several of them, or one that does not close, state nothing: an earlier box
-    is never credited when the last one is broken.
+    None for several boxes or one that does not close, so that an earlier box is never credited when the last one is
+    broken, and for a text that is too long.
     """
     if len(text) > MAX_LENGTH:
         return None
     boxes = _box_contents(text)
-    if boxes:
-        if len(boxes) > 1 or boxes[0] is None:
-            return None
-        text = boxes[0]
-    text = _bare(text)
+    if not boxes:
+        return text
+    return boxes[0] if len(boxes) == 1 else None
+
+
+def parse_value(text: str) -> Value | None:
+    """What an answer states (`stated_text`): a number, a sequence of numbers or an option letter; None for all else."""
+    stated = stated_text(text)
+    if stated is None:
+        return None
+    text = _bare(stated)
     if found := _OPTION.fullmatch(text):
         return Value(option=found[1] or found[2])
     number = parse_number(_AROUND_SLASH.sub("/", _without_units(text)))
@@ -193,12 +199,15 @@ def answer_key(answer: str, any_order: bool = False) -> str:
     return str(dataclasses.replace(value, numbers=tuple(sorted(value.numbers))) if any_order else value)
 
 
-def _equal(value: Value, gold: Value, any_order: bool) -> bool:
+def same_value(value: Value, gold: Value, any_order: bool) -> bool:
+    """Whether an answer states the value of the reference, in any order if `any_order`."""
     if gold.option or value.option:
         return value.option == gold.option
     # A bare reference "3 8" may be answered as a pair (3, 8); a bracketed one only in its own brackets.
     if value.brackets != gold.brackets and not (not gold.brackets and value.brackets in ("()", "[]", "{}")):
         return False
+    if gold.brackets == "{}":
+        return set(value.numbers) == set(gold.numbers)
     if any_order:
         return sorted(value.numbers) == sorted(gold.numbers)
     return value.numbers == gold.numbers
@@ -219,6 +228,6 @@ def accuracy(completion: str, example: Example) -> Score:
     value = parse_value(answer)
     if value is None:
         return Score(0.0, reason="the answer is not one value")
-    if not _equal(value, gold, bool(example.metadata.get("any_order", False))):
+    if not same_value(value, gold, bool(example.metadata.get("any_order", False))):
         return Score(0.0, reason="another answer")
     return Score(1.0)

@@ -20,6 +20,7 @@ from r1jax.evaluation.estimators import summarize
 from r1jax.evaluation.evaluator import answer_examples, evaluation_of, is_right
 from r1jax.metrics import MetricWriter, Progress
 from r1jax.rewards.combine import RewardConfig
+from r1jax.rewards.math_grader import open_grader
 from r1jax.rollout import (
     Completer,
     DecodingConfig,
@@ -80,13 +81,19 @@ def run(config: EvaluateConfig, workdir: pathlib.Path) -> None:
     began = time.monotonic()
     parts: list[GradedRollout] = []
     right: list[bool] = []
-    with Interruption() as interruption, Progress("evaluate", len(examples)) as progress:
+    with (
+        Interruption() as interruption,
+        Progress("evaluate", len(examples)) as progress,
+        open_grader(config.rewards) as grader,
+    ):
         for start in range(0, len(examples), per_batch):
             path = workdir / "rollouts" / f"{start:06d}.npz"
             batch = examples[start : start + per_batch]
             own_key = jax.random.fold_in(key, start)
             parts.append(
-                answer_examples(completer, policy.params, batch, config.samples, own_key, config.rewards, path)
+                answer_examples(
+                    completer, policy.params, batch, config.samples, own_key, config.rewards, path, grader=grader
+                )
             )
             done = start + len(batch)
             accuracies = [scores.parts["accuracy"] for scores in parts[-1].scores]

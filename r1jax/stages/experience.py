@@ -20,6 +20,7 @@ from r1jax.data.pipelines import BatchIterator
 from r1jax.data.shared_prompts import pack_shared_prompts
 from r1jax.metrics import StepTimer
 from r1jax.rewards.combine import totals_and_mask
+from r1jax.rewards.math_grader import MathGrader
 from r1jax.rollout import (
     Completer,
     GradedRollout,
@@ -73,9 +74,15 @@ class Collector:
     """Draws questions, samples and grades answers; every graded rollout is stored before it is used."""
 
     def __init__(
-        self, config: RLConfig, completer: Completer, batches: BatchIterator[Any], folder: pathlib.Path
+        self,
+        config: RLConfig,
+        completer: Completer,
+        batches: BatchIterator[Any],
+        folder: pathlib.Path,
+        grader: MathGrader | None = None,
     ) -> None:
         self.config = config
+        self.grader = grader
         self.completer = completer
         self.batches = batches
         self.folder = folder
@@ -106,7 +113,7 @@ class Collector:
             with timer("rollout"):
                 rollout, texts = self.completer.complete(params, examples, self.config.group_size, key, limit)
             with timer("rewards"):
-                graded = grade(rollout, texts, examples, self.config.rewards)
+                graded = grade(rollout, texts, examples, self.config.rewards, self.grader)
             accuracy, mask = accuracies(graded)
             right, answers = right + float(accuracy[mask].sum()), answers + int(mask.sum())
             if not self.config.grpo_config.dynamic_sampling:

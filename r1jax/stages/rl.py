@@ -51,6 +51,7 @@ from r1jax.model.heads import unembedding
 from r1jax.model.outputs import Output
 from r1jax.model.transformer import Transformer
 from r1jax.optim import learning_rate_schedule, make_optimizer
+from r1jax.rewards.math_grader import MathGrader, open_grader
 from r1jax.rollout import (
     Completer,
     GradedRollout,
@@ -186,7 +187,8 @@ def run(config: RLConfig, workdir: pathlib.Path) -> None:
     policy = load_policy(config.init, workdir, mesh)
     describe_policy(workdir, policy)
     batches = example_iterator(sources["source"], config.seed, config.prompts)
-    Loop(config, workdir, policy, mesh, batches, sources.get("evaluation.source")).run()
+    with open_grader(config.rewards) as grader:
+        Loop(config, workdir, policy, mesh, batches, sources.get("evaluation.source"), grader).run()
 
 
 def check(config: RLConfig, workdir: pathlib.Path, planned: Planned) -> ModelConfig:
@@ -245,6 +247,7 @@ class Loop:
         mesh: Mesh,
         batches: BatchIterator[Any],
         evaluation: Sequence[Example] | None,
+        grader: MathGrader | None,
     ) -> None:
         self.config, self.workdir, self.model, self.mesh, self.batches = config, workdir, policy.model, mesh, batches
         self.trainer = Trainer(config, policy.model, mesh)
@@ -258,7 +261,7 @@ class Loop:
             record_experts=moe,
             group_size=config.group_size,
         )
-        self.collector = Collector(config, self.completer, batches, workdir / "rollouts")
+        self.collector = Collector(config, self.completer, batches, workdir / "rollouts", grader)
         self.store = CheckpointStore(workdir / "checkpoints", config.keep)
         self.evaluation = evaluation
         self.initial = policy.params
@@ -394,6 +397,7 @@ class Loop:
                 self.config.rewards,
                 self.workdir / "evaluations" / f"{step:06d}.npz",
                 self.config.response_limit(step),
+                self.collector.grader,
             )
         figures = summarize(evaluation_of([answers]))
         names = ("pass_at_1", "pass_at_1_se", "cons_at_k", "length_mean", "format", "language", "truncation_rate")

@@ -1,0 +1,127 @@
+r"""The accuracy reward for mathematics in any notation: numbers exactly, everything else in worker processes.
+
+What the exact parser of `math_accuracy.py` understands on both sides it decides, unless a percent sign, a unit or a
+name is in play. All else goes to `expressions.compare` in a pool of processes with a time limit for each answer. So a
+grade has one of three values: right, wrong, or none, with the reason: ungradable (the reference is not understood, the
+grading process died) or timed out.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import re
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
+from types import TracebackType
+
+from r1jax.rewards.answer import extract_final_answer
+from r1jax.rewards.combine import RewardConfig, RewardFunction, needs_verifier
+from r1jax.rewards.expressions import RIGHT, UNGRADABLE, compare
+from r1jax.rewards.math_accuracy import Value, gold_text, parse_value, same_value, stated_text
+from r1jax.rewards.workers import Ending, Outcome, WorkerPool
+from r1jax.types import Example, Score, Status
+
+_MARKED = re.compile(r"[%°=€£¥％＝]|\\circ|(?<!\\)\$(?=.)(?!.*\$)|\\\$", re.DOTALL)  # a value with a unit or a name
+
+
+class MathGrader:
+    """Grades answers to mathematical questions; opened once for a whole stage, since its processes take time to start.
+
+    `submit` does not wait: grading goes on while more completions come.
+    """
+
+    def __init__(self, workers: int, seconds: float) -> None:
+        """`workers` processes, each answer for at most `seconds`."""
+        self.pool = WorkerPool(compare, workers, seconds)
+
+    @property
+    def counts(self) -> collections.Counter[str]:
+        """How often the pool answered, timed out, crashed and replaced a worker."""
+        return self.pool.counts
+
+    def submit(self, completion: str, example: Example) -> Future[Score]:
+        """The score of a completion, as soon as it is known."""
+        score: Future[Score] = Future()
+        gold, answer = gold_text(example.answer), extract_final_answer(completion)
+        stated = None if answer is None else stated_text(answer)
+        any_order = bool(example.metadata.get("any_order", False))
+        value = None if _MARKED.search(gold) else parse_value(gold)
+        exact = None if value is None else _exact(value, answer, stated, any_order)
+        if exact is not None:
+            score.set_result(exact)
+            return score
+        known = value is not None and stated is not None  # "3 8" is a reference that only the exact parser understands
+        outcome = self.pool.submit(gold, stated, example.question, any_order)
+
+        def finish(done: Future[Outcome]) -> None:
+            if done.cancelled():
+                score.cancel()
+            elif (error := done.exception()) is not None:
+                score.set_exception(error)
+            else:
+                graded = _score(done.result())
+                unstated = stated is None and answer is not None
+                if (graded.graded and unstated) or (graded.status is Status.UNGRADABLE and known):
+                    graded = Score(0.0, reason="the answer is not one value")
+                score.set_result(graded)
+
+        outcome.add_done_callback(finish)
+        return score
+
+    def __call__(self, completion: str, example: Example) -> Score:
+        """1 where the completion's one final answer states what the reference does, else 0."""
+        return self.submit(completion, example).result()
+
+    def compare_all(self, completions: Sequence[str], examples: Sequence[Example]) -> RewardFunction:
+        """Starts grading all completions at once; the result gives the score of each when it is asked."""
+        scores: dict[tuple[str, int], Future[Score]] = {}
+        for completion, example in zip(completions, examples, strict=True):
+            if not needs_verifier(example) and (completion, id(example)) not in scores:
+                scores[completion, id(example)] = self.submit(completion, example)
+        return lambda completion, example: scores[completion, id(example)].result()
+
+    def close(self) -> None:
+        """Ends the processes."""
+        self.pool.close()
+
+    def __enter__(self) -> MathGrader:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+@contextlib.contextmanager
+def open_grader(config: RewardConfig) -> Iterator[MathGrader | None]:
+    """The grader that `config` asks for, while it is needed; None where the comparison needs no processes."""
+    if config.comparison != "expressions":
+        yield None
+        return
+    with MathGrader(config.grading_workers, config.grading_seconds) as grader:
+        yield grader
+
+
+def _exact(gold: Value, answer: str | None, stated: str | None, any_order: bool) -> Score | None:
+    """The score where numbers and option letters decide it; None where a worker has to."""
+    if answer is None:
+        return Score(0.0, reason="no single final answer")
+    if stated is None or not stated.strip():
+        return Score(0.0, reason="the answer is not one value")
+    value = None if _MARKED.search(stated) else parse_value(answer)
+    if value is None:
+        return None
+    return Score(1.0) if same_value(value, gold, any_order) else Score(0.0, reason="another answer")
+
+
+def _score(outcome: Outcome) -> Score:
+    if outcome.ending is Ending.TIMED_OUT:
+        return Score(0.0, Status.TIMED_OUT, outcome.reason)
+    if outcome.ending is not Ending.DONE:
+        return Score(0.0, Status.UNGRADABLE, outcome.reason)
+    verdict, reason = outcome.value
+    if verdict == UNGRADABLE:
+        return Score(0.0, Status.UNGRADABLE, reason)
+    return Score(1.0) if verdict == RIGHT else Score(0.0, reason=reason)

@@ -1,0 +1,215 @@
+"""Audits the graders: `python -m tools.audit_rewards [--pairs N] [--readme README.md]`.
+
+Every grader runs over cases whose truth is known by construction (`r1jax/rewards/audit_*.py`), never from a grader. The
+table has, for each, the rates of false positives (a wrong answer rewarded) and false negatives (a right one not
+rewarded, though graded) with 95 % bounds (Clopper-Pearson), the share that got no grade, and the answers per second.
+`--readme` puts the table between the lines `<!-- audit -->` and `<!-- /audit -->` of a file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import pathlib
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+
+from scipy.stats import beta
+
+from r1jax.rewards.audit_algebra import ALGEBRA
+from r1jax.rewards.audit_attacks import formed, make_attacks, make_language_texts, make_ordinary
+from r1jax.rewards.audit_cases import VALUES, Pair, found_pairs, make_pairs
+from r1jax.rewards.format import format_reward
+from r1jax.rewards.language import language_reward
+from r1jax.rewards.math_accuracy import accuracy
+from r1jax.rewards.math_grader import MathGrader
+from r1jax.rewards.math_verify_alone import verify_alone
+from r1jax.rewards.workers import Ending, WorkerPool
+from r1jax.types import Example, Score, Status
+from tools.command_line import run_tool
+
+BEGIN, END = "<!-- audit -->", "<!-- /audit -->"
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One case with its truth and the score it got."""
+
+    kind: str
+    shown: str
+    right: bool
+    score: Score
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """What a grader did with its cases."""
+
+    name: str
+    cases: Sequence[Case]
+    seconds: float
+
+    def of(self, right: bool) -> list[Case]:
+        """The cases that are right, or those that are wrong."""
+        return [case for case in self.cases if case.right is right]
+
+    def errors(self, right: bool) -> list[Case]:
+        """The cases that were graded, and graded wrongly."""
+        return [c for c in self.of(right) if c.score.graded and (c.score.value >= 1) is not right]
+
+    @property
+    def ungradable(self) -> int:
+        """How many got no grade, for whatever reason."""
+        return sum(not case.score.graded for case in self.cases)
+
+
+def bounds(errors: int, cases: int) -> tuple[float, float]:
+    """The exact two-sided 95 % bounds of a rate (Clopper and Pearson, 1934)."""
+    low = float(beta.ppf(0.025, errors, cases - errors + 1)) if errors else 0.0
+    high = float(beta.ppf(0.975, errors + 1, cases - errors)) if errors < cases else 1.0
+    return low, high
+
+
+def _rate(errors: int, cases: int) -> str:
+    if not cases:
+        return ""
+    low, high = bounds(errors, cases)
+    return f"{errors} of {cases} ({100 * errors / cases:.2f} %; {100 * low:.2f} to {100 * high:.2f})"
+
+
+def table(rows: Sequence[Row]) -> str:
+    """The rows as Markdown."""
+    lines = [
+        "| grader, cases | false positives (95 % bounds) | false negatives (95 % bounds) | no grade | answers/s |",
+        "|---|---|---|---|---|",
+    ]
+    for row in rows:
+        wrong, right = (_rate(len(row.errors(side)), len(row.of(side))) for side in (False, True))
+        share = f"{100 * row.ungradable / len(row.cases):.2f} %"
+        lines.append(f"| {row.name} | {wrong} | {right} | {share} | {len(row.cases) / row.seconds:.0f} |")
+    return "\n".join(lines)
+
+
+def _example(pair: Pair) -> Example:
+    return Example(id="", question=pair.question, answer=pair.gold, task="math")
+
+
+def maths_rows(pairs: Sequence[Pair], grader: MathGrader) -> Iterator[Row]:
+    """The comparison "expressions" and, for what numbers alone can do, "math"."""
+    texts, examples = [formed(pair.answer) for pair in pairs], [_example(pair) for pair in pairs]
+    shown = [f"{pair.gold!r} / {pair.answer!r} {pair.question}" for pair in pairs]
+
+    def cases(scores: Sequence[Score]) -> list[Case]:
+        return [Case(p.kind, text, p.same, score) for p, text, score in zip(pairs, shown, scores, strict=True)]
+
+    began = time.monotonic()
+    compare = grader.compare_all(texts, examples)
+    scores = [compare(text, example) for text, example in zip(texts, examples, strict=True)]
+    yield Row("mathematics, `expressions`", cases(scores), time.monotonic() - began)
+    began = time.monotonic()
+    scores = [accuracy(text, example) for text, example in zip(texts, examples, strict=True)]
+    yield Row("the same pairs, `math` (numbers only)", cases(scores), time.monotonic() - began)
+
+
+def math_verify_row(pairs: Sequence[Pair], workers: int, seconds: float) -> Row:
+    """math-verify as it comes, for comparison."""
+    began = time.monotonic()
+    with WorkerPool(verify_alone, workers, seconds) as pool:
+        outcomes = pool.map([(pair.gold, pair.answer) for pair in pairs])
+    cases = []
+    for pair, outcome in zip(pairs, outcomes, strict=True):
+        graded = outcome.ending is Ending.DONE and outcome.value is not None
+        score = Score(float(bool(outcome.value))) if graded else Score(0.0, Status.UNGRADABLE, outcome.reason)
+        cases.append(Case(pair.kind, f"{pair.gold!r} / {pair.answer!r}", pair.same, score))
+    return Row("the same pairs, math-verify alone", cases, time.monotonic() - began)
+
+
+def attack_rows(count: int, grader: MathGrader) -> Iterator[Row]:
+    """Attacks and ordinary completions, for accuracy and for the format. RuntimeError if an answer was executed."""
+    with tempfile.TemporaryDirectory() as folder:
+        canary = pathlib.Path(folder) / "canary"
+        completions = make_attacks(count, str(canary)) + make_ordinary(count)
+        began = time.monotonic()
+        compare = grader.compare_all([c.text for c in completions], [c.example for c in completions])
+        scores = [compare(c.text, c.example) for c in completions]
+        if canary.exists():
+            raise RuntimeError("an answer was executed")
+    cases = [Case(c.kind, f"{c.text[:200]!r}", c.right, s) for c, s in zip(completions, scores, strict=True)]
+    yield Row("format attacks and ordinary answers, `expressions`", cases, time.monotonic() - began)
+    began = time.monotonic()
+    scores = [format_reward(c.text, c.example) for c in completions]
+    cases = [Case(c.kind, f"{c.text[:200]!r}", c.well_formed, s) for c, s in zip(completions, scores, strict=True)]
+    yield Row("the same, format reward", cases, time.monotonic() - began)
+
+
+def language_row(count: int) -> Row:
+    """Texts in one language or two: full reward for the first only, and the exact share for all."""
+    texts = make_language_texts(count)
+    began = time.monotonic()
+    scores = [language_reward(text.text, text.example) for text in texts]
+    seconds = time.monotonic() - began
+    cases = []
+    for text, score in zip(texts, scores, strict=True):
+        exact = abs(score.value - text.share) < 1e-9
+        # Another share than the true one is an error, whichever way: it is shown as the wrong verdict.
+        judged = score if exact else dataclasses.replace(score, value=float(text.share < 1))
+        cases.append(Case("language", f"{text.text!r} {text.share}", text.share == 1.0, judged))
+    return Row("language reward", cases, seconds)
+
+
+# The graders in the order of the table; those of code tasks go behind the mathematics.
+def audit(
+    pairs: int, attacks: int, texts: int, workers: int, seconds: float, seed: int = 0, alone: bool = True
+) -> list[Row]:
+    """Runs everything. `pairs` are at least so many of each truth, `attacks` and `texts` at least so many in all.
+
+    alone: also math-verify without us.
+    """
+    makers = VALUES | ALGEBRA
+    maths = make_pairs(makers, -(-pairs // len(makers)), seed) + found_pairs()
+    with MathGrader(workers, seconds) as grader:
+        grader(formed("x"), Example(id="", question="", answer="y", task="math"))  # the processes have started
+        rows = list(maths_rows(maths, grader))
+        if alone:
+            rows.append(math_verify_row(maths, workers, seconds))
+        rows += attack_rows(attacks, grader)
+        rows.append(language_row(texts))
+    return rows
+
+
+def put_into(readme: pathlib.Path, text: str) -> None:
+    """Replaces what stands between the marks. ValueError if there are none."""
+    before, begin, rest = readme.read_text(encoding="utf-8").partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise ValueError(f"{readme} has no lines {BEGIN} and {END}")
+    readme.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}", encoding="utf-8")
+
+
+def main() -> None:
+    """Prints the table and every error of the project's own graders."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pairs", type=int, default=2000, help="mathematics pairs of each truth")
+    parser.add_argument("--attacks", type=int, default=200)
+    parser.add_argument("--texts", type=int, default=100)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--seconds", type=float, default=5.0, help="time limit of one answer")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--readme", type=pathlib.Path)
+    arguments = parser.parse_args()
+    rows = audit(
+        arguments.pairs, arguments.attacks, arguments.texts, arguments.workers, arguments.seconds, arguments.seed
+    )
+    for row in rows:
+        if "alone" in row.name or "`math`" in row.name:
+            continue
+        for case in row.errors(False) + row.errors(True):
+            print(f"{row.name}: {'false negative' if case.right else 'FALSE POSITIVE'}, {case.kind}: {case.shown}")
+    print(table(rows))
+    if arguments.readme is not None:
+        put_into(arguments.readme, table(rows))
+
+
+if __name__ == "__main__":
+    run_tool(main)
