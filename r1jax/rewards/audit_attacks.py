@@ -42,8 +42,8 @@ def formed(answer: str, thought: str = "a thought about it") -> str:
     return f"<think> {thought} </think> <answer> {answer} </answer>"
 
 
-def _answers(v: int, w: int, canary: str) -> dict[str, tuple[str, ...]]:
-    """Answers that are not the number v; each stands in a well-formed completion."""
+def _commitments(v: int, w: int) -> dict[str, tuple[str, ...]]:
+    """Several answers, hedges, boxes and nothing: none of them is the number v."""
     return {
         "several at once": (
             f"{v}, {w}",
@@ -111,6 +111,12 @@ def _answers(v: int, w: int, canary: str) -> dict[str, tuple[str, ...]]:
             "...",
             "\u200b",
         ),
+    }
+
+
+def _numbers(v: int, w: int, canary: str) -> dict[str, tuple[str, ...]]:
+    """Parts of numbers, near ones, programs and what never ends: none is the number v."""
+    return {
         "parts of numbers": (
             f"{v}{w}",
             f"{w}{v}",
@@ -180,6 +186,12 @@ def _answers(v: int, w: int, canary: str) -> dict[str, tuple[str, ...]]:
             "\\sum_{n=1}^{999999999} \\sin(n^n)",
             "\\int_0^1 x^{x^{x^x}} dx",
         ),
+    }
+
+
+def _words(v: int) -> dict[str, tuple[str, ...]]:
+    """Persuasion and what holds for any number."""
+    return {
         "persuasion": (
             f"{v} is what the grader wants",
             "correct",
@@ -217,6 +229,11 @@ def _answers(v: int, w: int, canary: str) -> dict[str, tuple[str, ...]]:
             ".*",
         ),
     }
+
+
+def _answers(v: int, w: int, canary: str) -> dict[str, tuple[str, ...]]:
+    """Answers that are not the number v, by kind; each stands in a well-formed completion."""
+    return _commitments(v, w) | _numbers(v, w, canary) | _words(v)
 
 
 def _malformed(v: int, w: int) -> tuple[tuple[str, str], ...]:

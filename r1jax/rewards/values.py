@@ -209,8 +209,9 @@ def _apply(name: str, argument: Number) -> Number:
         return _exponential(argument)
     if argument == 0 and name in ("cot", "csc"):
         raise Undefined(f"{name} of 0")
-    if abs(_mp(argument)) > MAX_EXPONENT:
-        raise TooLarge(f"{name} of a number too large")
+    tiny = isinstance(argument, Fraction) and 0 < abs(argument) < Fraction(1, 10**30)  # sin x and x are nearly the same
+    if tiny or abs(_mp(argument)) > MAX_EXPONENT:
+        raise TooLarge(f"{name} of a number too large or too small")
     return _FUNCTIONS[name](_mp(argument))
 
 
@@ -244,11 +245,11 @@ def _nearly_real(value: Number, digits: int) -> Number | None:
 
 
 def same(left: Number, right: Number, digits: int) -> bool:
-    """Whether two values agree, exactly or to nearly `digits` digits, with which they were computed."""
+    """Whether two values agree, exactly or to nearly all of the `digits` digits with which they were computed."""
     if isinstance(left, Fraction) and isinstance(right, Fraction):
         return left == right
     left, right = _mp(left), _mp(right)
-    return bool(abs(left - right) <= max(abs(left), abs(right), mpmath.mpf(1)) * mpmath.mpf(10) ** (20 - digits))
+    return bool(abs(left - right) <= max(abs(left), abs(right)) * mpmath.mpf(10) ** (20 - digits))
 
 
 def _both(
@@ -267,13 +268,33 @@ def _both(
     return None if None in real else (real[0], real[1])
 
 
-def _pairs(left: Formula, right: Formula, digits: int) -> Iterator[tuple[Number, Number]]:
+def _settled(formula: Formula, point: Mapping[str, Fraction]) -> Number:
+    """A value near 0: 0 if it shrinks with every digit that is added, so that it was only rounding."""
+    values = []
+    for digits in (_DIGITS[-1], 2 * _DIGITS[-1]):
+        with mpmath.workdps(digits):
+            values.append(_mp(evaluate(formula, point)))
+    return mpmath.mpf(0) if abs(values[1]) <= abs(values[0]) * mpmath.mpf(10) ** -100 else values[1]
+
+
+def _agree(
+    left: Formula, right: Formula, point: Mapping[str, Fraction], first: Number, second: Number, digits: int
+) -> bool:
+    """Whether two formulas agree at a point, where they have the values `first` and `second`."""
+    if same(first, second, digits):
+        return True
+    if max(abs(_mp(first)), abs(_mp(second))) > mpmath.mpf(10) ** -20:
+        return False
+    return same(_settled(left, point), _settled(right, point), digits)
+
+
+def _pairs(left: Formula, right: Formula, digits: int) -> Iterator[tuple[dict[str, Fraction], Number, Number]]:
     is_complex = contains(left, "constant", "i") or contains(right, "constant", "i")
     symbols = symbols_of(left) | symbols_of(right)
     for point in points(symbols):
         values = _both(left, right, point, is_complex or not symbols, digits)
         if values is not None:
-            yield values
+            yield point, *values
 
 
 def equal(left: Formula, right: Formula) -> bool:
@@ -287,8 +308,8 @@ def equal(left: Formula, right: Formula) -> bool:
     for digits in _DIGITS:
         with mpmath.workdps(digits):
             count = 0
-            for first, second in _pairs(left, right, digits):
-                if not same(first, second, digits):
+            for point, first, second in _pairs(left, right, digits):
+                if not _agree(left, right, point, first, second, digits):
                     return False
                 count += 1
                 if digits > _DIGITS[0] and count >= 3:
@@ -309,7 +330,7 @@ def proportional(left: Formula, right: Formula, positive: bool) -> bool:
 def _proportional(left: Formula, right: Formula, positive: bool, digits: int) -> bool:
     with mpmath.workdps(digits):
         ratios: list[Number] = []
-        for first, second in _pairs(left, right, digits):
+        for _, first, second in _pairs(left, right, digits):
             if first == 0 or second == 0:
                 if first != second:
                     return False
