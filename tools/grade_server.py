@@ -13,6 +13,7 @@ import argparse
 import os
 import pathlib
 import secrets
+import signal
 import sys
 
 from r1jax.rewards.grade_service import MAX_BODY_BYTES, MAX_CONNECTIONS, PORT, GradeServer, read_token
@@ -47,6 +48,8 @@ def main() -> int:
     except (SandboxUnavailableError, ValueError, OSError) as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 1
+    for number in (signal.SIGINT, signal.SIGTERM):  # a shell's background job would ignore the first
+        signal.signal(number, signal.default_int_handler)
     with server:
         host, port = server.server_address[:2]
         print(f"grading on http://{host!s}:{port}, {sandbox.parallel} runs at once", flush=True)
