@@ -33,6 +33,11 @@ def unavailable() -> str:
 
 REASON = unavailable()
 isolated = pytest.mark.skipif(bool(REASON), reason=REASON)
+PREFIX = pathlib.Path(sys.prefix).resolve()
+readable_for_all = pytest.mark.skipif(
+    any(not folder.stat().st_mode & 0o001 for folder in (PREFIX, *PREFIX.parents)),
+    reason=f"other users may not enter {PREFIX}, where bubblewrap and this Python's packages are",
+)
 root_only = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 
 
@@ -419,6 +424,7 @@ def as_another(who: tuple[str, ...], *command: str) -> list[str]:
 
 @isolated
 @root_only
+@readable_for_all
 def test_the_attack_set_is_held_as_an_ordinary_user():
     command = as_another(NOBODY, sys.executable, "-B", "-m", "tools.attack_sandbox", "--json")
     environment = {"PATH": os.environ["PATH"], "TMPDIR": "/tmp"}
@@ -432,6 +438,7 @@ def test_the_attack_set_is_held_as_an_ordinary_user():
 
 @isolated
 @root_only
+@readable_for_all
 def test_root_who_may_not_mount_has_the_same_sandbox():
     """As in a container that allows user namespaces but has no CAP_SYS_ADMIN; the check counts processes too."""
     code = "from r1jax.rewards.sandbox import *\nbox = Sandbox()\nbox.check()\n"
