@@ -103,7 +103,7 @@ HOLES = [
     ("read a file of the host by its path", []),
     ("a link to the host's file", []),
     ("look through everything for the host's file", []),
-    ("write outside of /work", [without("--remount-ro", 2, last=1)]),
+    ("write outside of /box", [without("--remount-ro", 2, last=1)]),
     ("make, rename and delete outside", [without("--remount-ro", 2, last=1)]),
     ("installed packages", []),
     ("fork bomb", [loosened("nproc", 40)]),
@@ -172,7 +172,7 @@ def test_files_are_read_only_and_executable_and_work_is_writable(sandbox):
     script = "cat a.txt b/c.txt; ./a.txt; echo more 2>/dev/null >> a.txt || echo refused; echo x > new; cat new; pwd"
     files = {"a.txt": b"echo ran\n", "b/c.txt": b"deep\n"}
     outcome = sandbox.run(("sh", "-c", script), files)
-    assert outcome.stdout.decode().split() == ["echo", "ran", "deep", "ran", "refused", "x", "/work"]
+    assert outcome.stdout.decode().split() == ["echo", "ran", "deep", "ran", "refused", "x", "/box"]
 
 
 @isolated
@@ -252,7 +252,7 @@ def test_runs_are_bounded_and_in_order():
 
 
 def test_a_folder_of_the_host_is_not_taken_for_the_sandbox(monkeypatch):
-    """While bubblewrap sets up, the root of its process is the host's, which may have a /work full of files."""
+    """While bubblewrap sets up, the root of its process is the host's, which may have a /box full of files."""
     monkeypatch.setattr(supervision, "WORK", "/usr")
     monkeypatch.setattr(supervision, "FILES", 1)
     assert supervision.overuse(os.getpid(), Limits(memory_bytes=2**40)) == ""
@@ -260,7 +260,7 @@ def test_a_folder_of_the_host_is_not_taken_for_the_sandbox(monkeypatch):
 
 @isolated
 def test_runs_do_not_see_each_other(sandbox):
-    job = Job(("sh", "-c", "ls /work; echo x > /work/left; sleep 0.2; ls /work"), {})
+    job = Job(("sh", "-c", "ls /box; echo x > /box/left; sleep 0.2; ls /box"), {})
     assert {outcome.stdout for outcome in sandbox.run_many([job] * 4)} == {b"left\n"}
 
 

@@ -1,7 +1,7 @@
 """The command line that confines a program: what of the host bubblewrap mounts, which limits the program starts with.
 
 Inside there is no /proc and no /sys, hence nothing to read or write of another process or of the kernel, and no network
-device but a loopback that nothing can be opened on. Everything is read-only but /work (/tmp and /dev/shm lead there).
+device but a loopback that nothing can be opened on. Everything is read-only but /box (/tmp and /dev/shm lead there).
 
 Root becomes nobody first, since the kernel does not count the processes of the host's root, and then runs bubblewrap as
 an ordinary user does. Where root may mount, a first round of bubblewrap shows nobody what the second one needs, be it a
@@ -22,7 +22,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from r1jax.rewards.seccomp import machines
 
-WORK = "/work"
+WORK = "/box"
 PYTHON = "/python/bin/python3"  # the same on every host, so that a command means the same on another one
 NOBODY = 65534
 OPEN_FILES = 128
@@ -64,7 +64,7 @@ class Limits:
     processes: int = 16  # threads count
     file_bytes: int = 16 * 2**20  # the largest file that can be written
     output_bytes: int = 256 * 2**10  # standard output and standard error together
-    tmp_bytes: int = 64 * 2**20  # all that is written to /work
+    tmp_bytes: int = 64 * 2**20  # all that is written to /box
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):

@@ -1,7 +1,7 @@
 """Runs a program that nobody has read: the code a model wrote, with its input, and nothing else of this machine.
 
 A run is one program in bubblewrap with all namespaces unshared. It sees a read-only minimal file system (the system's
-programs and libraries, this Python's standard library without installed packages) and its own /work, a tmpfs of bounded
+programs and libraries, this Python's standard library without installed packages) and its own /box, a tmpfs of bounded
 size and its working directory, in which `files` lie, readable and executable but not writable, each in its place until
 the run ends. It has no network, no environment of the host's, no capabilities, no way to new privileges, no /proc, a
 seccomp filter (`seccomp`), and rlimits for CPU, address space, processes, file size and open files. A wall-clock limit
@@ -87,8 +87,8 @@ facts = {
     "refusal of sockets": refused(socket.socket),
     "read-only root": refused(lambda: open("/x", "w")) and refused(lambda: open("/usr/lib/x", "w")),
     "absence of /proc": not os.path.exists("/proc"),
-    "writable /work": not refused(lambda: open("/work/x", "w").close()),
-    "empty environment": len(os.environ) < 9 and os.environ["HOME"] == "/work",
+    "writable /box": not refused(lambda: open("/box/x", "w").close()),
+    "empty environment": len(os.environ) < 9 and os.environ["HOME"] == "/box",
     "limit of processes": refused(fork) and len(children) == 3,
 }
 print(json.dumps([name for name, held in facts.items() if not held]))
@@ -132,7 +132,7 @@ class Job(NamedTuple):
 
 
 def python_command(file: str, *arguments: str) -> tuple[str, ...]:
-    """Runs `file` in this Python inside: UTF-8, no installed packages, /work not on the import path."""
+    """Runs `file` in this Python inside: UTF-8, no installed packages, /box not on the import path."""
     return (PYTHON, "-I", "-B", "-X", "utf8", file, *arguments)
 
 

@@ -20,7 +20,7 @@ import time
 
 from r1jax.rewards.confinement import WORK, Limits, SandboxUnavailableError
 
-FILES = 20_000  # in /work; the size of a tmpfs does not bound them, and each takes about 1 KB of the kernel's memory
+FILES = 20_000  # in /box; the size of a tmpfs does not bound them, and each takes about 1 KB of the kernel's memory
 WATCH_SECONDS = 0.025
 GRACE_SECONDS = 5.0
 _PIECE = 2**16
