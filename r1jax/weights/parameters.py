@@ -65,7 +65,9 @@ class ParameterReader:
         shape = wanted.shape[len(index) :]
         stored = self._read(source.name)
         if self._added is not None and path in VOCABULARY_AXIS:
-            return self._grown(to_parameter(source, stored, _stored_shape(source)), VOCABULARY_AXIS[path], shape)
+            grown = self._grown(to_parameter(source, stored, _stored_shape(source)), VOCABULARY_AXIS[path], shape)
+            check_finite(grown, source.name, f"converted to {grown.dtype}")
+            return grown
         value = np.asarray(to_parameter(source, stored, shape), wanted.dtype)
         if value.dtype != stored.dtype:
             check_finite(value, source.name, f"converted to {value.dtype}")  # bfloat16 ends before float32 does
