@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import importlib.util
 from typing import Any
 
 import pytest
 
-from r1jax.rewards.code_accuracy import CodeGrader, Verdict, run_tests, runs, speed_reward
+from r1jax.rewards.code_accuracy import (
+    LANGUAGES,
+    CodeGrader,
+    Language,
+    Verdict,
+    check_language,
+    run_tests,
+    runs,
+    speed_reward,
+)
 from r1jax.rewards.programs import ProblemError, extract_program, parse_problem, same_output, same_value
 from r1jax.rewards.sandbox import Limits, Sandbox, SandboxUnavailableError
 from r1jax.types import Example, Status
@@ -32,7 +42,7 @@ RIGHT = "def sort_42(numbers):\n    return [42] + sorted(numbers)\n"
 
 @pytest.fixture(scope="module")
 def sandbox() -> Sandbox:
-    box = Sandbox(Limits(wall_seconds=5.0, cpu_seconds=3))
+    box = Sandbox(Limits(wall_seconds=10.0, cpu_seconds=2))
     try:
         box.check()
     except SandboxUnavailableError as error:
@@ -106,15 +116,111 @@ def test_running_is_a_signal_of_its_own(sandbox: Sandbox) -> None:
     assert runs("print(1)", sandbox) == (True, "")
     assert runs("print(", sandbox) == (False, "it does not parse")
     assert runs("raise SystemExit(3)", sandbox) == (False, "ended with 3")
+    assert runs("print(int(input()))", sandbox) == (False, "ended with 1")
+    assert runs("print(int(input()))", sandbox, stdin=b"1") == (True, "")
 
 
-def test_a_sandbox_that_is_not_there_is_never_a_wrong_answer() -> None:
-    class Gone:
-        def run(self, *args: Any, **kwargs: Any) -> Any:
-            raise SandboxUnavailableError("no namespaces here")
+class Broken:
+    """A runner that raises."""
 
-    score = CodeGrader(Gone())(completion(RIGHT), example(SORTED_42))
-    assert (score.status, score.reason) == (Status.UNGRADABLE, "no namespaces here")
+    limits = Limits()
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    def run(self, *args: Any, **kwargs: Any) -> Any:
+        raise self.error
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (SandboxUnavailableError("no namespaces here"), "no namespaces here"),
+        (ValueError("a body has at most 9 bytes"), "the run was refused: a body has at most 9 bytes"),
+    ],
+)
+def test_a_sandbox_that_is_not_there_is_never_a_wrong_answer(error: Exception, reason: str) -> None:
+    score = CodeGrader(Broken(error))(completion(RIGHT), example(SORTED_42))
+    assert (score.status, score.reason) == (Status.UNGRADABLE, reason)
+    parts = CodeGrader(Broken(error), measures=frozenset({"runs", "speed"})).parts(
+        completion(RIGHT), example(SORTED_42 | {"reference": RIGHT})
+    )
+    assert {name: score.status for name, score in parts.items()} == dict.fromkeys(
+        ["accuracy", "runs", "speed"], Status.UNGRADABLE
+    )
+
+
+SLOWER = RIGHT.replace("return", "sum(range(5 * 10**6))\n    return")
+
+
+@pytest.mark.skipif(importlib.util.find_spec("ruff") is None, reason="ruff is the extra code")
+def test_the_four_checks_of_a_program(sandbox: Sandbox) -> None:
+    grader = CodeGrader(sandbox, measures=frozenset({"lint", "runs", "speed"}))
+    problem = example(SORTED_42 | {"reference": RIGHT})
+
+    def values(program: str) -> dict[str, float]:
+        parts = grader.parts(completion(program), problem)
+        assert all(score.graded for score in parts.values()), parts
+        return {name: round(score.value, 2) for name, score in parts.items() if name != "speed"}
+
+    assert values(RIGHT) == {"accuracy": 1, "lint": 1, "runs": 1}
+    # One finding (an unused import) in three lines of code: 1 / (1 + 10 / 3).
+    assert values("import os\n" + RIGHT) == {"accuracy": 1, "lint": 0.23, "runs": 1}
+    assert values("def sort_42(numbers):\n    return sorted(numbers)") == {"accuracy": 0, "lint": 1, "runs": 1}
+    assert values("def sort_42(numbers):\n    return [42] + sorted(numbers)\n1 / 0") == {
+        "accuracy": 0,
+        "lint": 0.23,  # B018, a useless expression
+        "runs": 0,
+    }
+    assert values("I would sort it.") == {"accuracy": 0, "lint": 0, "runs": 0}
+    nothing = grader.parts("<answer> </answer>", problem)
+    assert {score.value for score in nothing.values()} == {0.0}
+    assert {score.reason for score in nothing.values()} == {"no program in a single final answer"}
+
+
+def test_speed_is_beside_the_reference_solution(sandbox: Sandbox) -> None:
+    grader = CodeGrader(sandbox, measures=frozenset({"speed"}))
+
+    def speed(program: str, **metadata: Any) -> Any:
+        return grader.parts(completion(program), example(SORTED_42 | metadata))["speed"]
+
+    # Three calls of 5 million additions each beside a few milliseconds: far below a half on any machine.
+    assert 0 < speed(SLOWER, reference=RIGHT).value < 0.5
+    assert speed(RIGHT, reference=SLOWER).value == 1.0
+    assert speed("def sort_42(n): return n", reference=RIGHT).value == 0.0
+    assert speed(RIGHT).status is Status.UNGRADABLE
+    wrong = speed(RIGHT, reference="def sort_42(n): return n")
+    assert wrong.status is Status.UNGRADABLE
+    assert wrong.reason == "the reference fails its own tests: test 1: another result"
+
+
+def test_a_missing_compiler_is_never_a_wrong_program(sandbox: Sandbox) -> None:
+    languages = {"none": Language("a.none", "42", "no-such-compiler a.none")}
+    grader = CodeGrader(sandbox, languages=languages)
+    problem = example({"stdio": [{"input": "", "output": ""}], "language": "none"})
+    score = grader(completion("x"), problem)
+    assert score.status is Status.UNGRADABLE
+    assert "programs in none cannot be made here" in score.reason
+    with pytest.raises(SandboxUnavailableError, match="no-such-compiler"):
+        grader.check([problem])
+    wrong = {"python": Language("a.py", "print(41)", command=LANGUAGES["python"].command)}
+    with pytest.raises(SandboxUnavailableError, match="programs in python cannot be run: a trivial one failed"):
+        check_language("python", sandbox, wrong)
+    check_language("python", sandbox)
+
+
+def test_another_language_is_one_line(sandbox: Sandbox) -> None:
+    languages = {"shell": Language("solution.sh", "echo 42", command=("sh", "solution.sh"))}
+    grader = CodeGrader(sandbox, languages=languages)
+    problem = example({"stdio": [{"input": "3 4", "output": "7"}], "language": "shell"})
+    grader.check([problem])
+    assert grader(completion("read a b; echo $((a + b))"), problem).value == 1.0
+    assert grader(completion("read a b; echo $((a - b))"), problem).value == 0.0
+
+
+def test_unknown_measures_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"measures must be of \['lint', 'runs', 'speed'\], got \['beauty'\]"):
+        CodeGrader(Broken(RuntimeError()), measures=frozenset({"beauty"}))
 
 
 @pytest.mark.parametrize(
@@ -129,20 +235,58 @@ def test_a_sandbox_that_is_not_there_is_never_a_wrong_answer() -> None:
         ({"test_cases": [{"input": "1", "output": "1", "testtype": "x"}]}, "testtype must be stdin or functional"),
         (
             {"test_cases": [{"input": "a b", "output": "1", "testtype": "functional"}], "func_name": "f"},
-            r"test_cases\[0\]",
+            r"test_cases\[0\] is not JSON line by line",
         ),
+        ({"test_cases": [{"input": 1, "output": "1", "testtype": "stdin"}]}, r"test_cases\[0\].input must be a text"),
+        ({"test_cases": [{"input": "1", "output": 1, "testtype": "functional"}]}, r"test_cases\[0\].output must be a"),
+        ({"stdio": [{"input": ["1", "2"], "output": "1"}]}, r"stdio\[0\].input must be a text, got list"),
+        ({"stdio": [{"input": "1", "output": "\ud800"}]}, r"stdio\[0\].output is no text that UTF-8 can hold"),
+        ({"calls": [{"args": "ab", "expected": 1}], "function": "f"}, r"calls\[0\]: args must be a list of arguments"),
+        ({"calls": [{"args": [1], "expected": {1}}], "function": "f"}, r"calls\[0\] holds what JSON cannot"),
+        ({"calls": [{"args": [1], "expected": float("nan")}], "function": "f"}, r"calls\[0\]: expected holds NaN"),
+        ({"calls": CALLS, "function": "f", "language": "cpp"}, "functions are called in python only, got 'cpp'"),
+        ({"stdio": [{"input": "1", "output": "1"}], "language": 3}, "language must be a name, got 3"),
     ],
 )
 def test_tests_that_cannot_be_used_are_named(metadata: dict[str, Any], message: str) -> None:
     with pytest.raises(ProblemError, match=message):
         parse_problem(metadata)
-    assert CodeGrader(None)(completion(RIGHT), example(metadata)).status is Status.UNGRADABLE  # type: ignore[arg-type]
+    grader = CodeGrader(Broken(RuntimeError("nothing is run")))
+    assert grader(completion(RIGHT), example(metadata)).status is Status.UNGRADABLE
+    with pytest.raises(ProblemError, match=rf"example '1' of 'code': metadata: .*{message}"):
+        grader.check_problem(example(metadata))
+
+
+@pytest.mark.parametrize(
+    ("metadata", "measures", "message"),
+    [
+        ({"stdio": [{"input": "", "output": "1"}], "language": "cobol"}, [], "language 'cobol' is not one of"),
+        ({"stdio": [{"input": "", "output": "1"}], "language": "cpp"}, ["lint"], "the measure lint is for python"),
+        (SORTED_42, ["speed"], "reference must be a program's text for the measure speed, got None"),
+        ({"stdio": [{"input": "", "output": "é" * 200_000}]}, [], "prints 400000 bytes, the sandbox's output_bytes is"),
+        ({"calls": [{"args": [], "expected": "a" * 300_000}], "function": "f"}, [], "prints 300015 bytes, the sandbox"),
+    ],
+)
+def test_problems_that_no_completion_could_solve_are_named(
+    metadata: dict[str, Any], measures: list[str], message: str
+) -> None:
+    grader = CodeGrader(Broken(RuntimeError("nothing is run")), measures=frozenset(measures))
+    with pytest.raises(ProblemError, match=f"example '1' of 'code': metadata: .*{message}"):
+        grader.check_problem(example(metadata))
+    CodeGrader(Broken(RuntimeError("nothing is run"))).check_problem(example(SORTED_42))
 
 
 def test_live_code_bench_layout(sandbox: Sandbox) -> None:
     cases = '[{"input": "[1, 2]\\n3", "output": "6", "testtype": "functional"}]'
     problem = parse_problem({"test_cases": cases, "func_name": "total"})
     assert run_tests("def total(xs, y):\n    return sum(xs) + y", problem, sandbox).right
+    # As that site's starting code has it: a method, annotated with names that nothing imports.
+    method = "class Solution:\n    def total(self, xs: List[int], y: int) -> int:\n        return sum(xs) + y"
+    assert run_tests(method, problem, sandbox).right
+    assert run_tests(method.replace("+ y", "- y"), problem, sandbox).reason == "test 1: another result"
+    # A name of typing is no solution that nobody wrote: typing.cast(1, 2) is 2.
+    problem = parse_problem({"calls": [{"args": [1, 2], "expected": 2}], "function": "cast"})
+    assert run_tests("x = 1", problem, sandbox).reason == "test 1: raised KeyError"
 
 
 def test_programs_are_the_last_closed_block() -> None:
@@ -150,6 +294,15 @@ def test_programs_are_the_last_closed_block() -> None:
     assert extract_program("```python\na = 1\n") is None
     assert extract_program("a = 1") == "a = 1"
     assert extract_program("```\n\n```") is None
+    assert extract_program("```\na\n```\nbetter:\n```\nb\n") is None  # what was cut is no block, nor is the one before
+    assert extract_program("1. so:\n   ```python\n   if a:\n       b\n   ```") == "if a:\n    b\n"
+    assert extract_program("````\nx\n```\ny\n````\r\n") == "x\n```\ny\n"
+    assert extract_program("```a = 1```") is None  # on one line: no block
+
+
+def test_programs_are_found_in_linear_time() -> None:
+    # 200,000 fences that open and never close; a search from each to the end would take hours.
+    assert extract_program("```a\n" * 200_000) is None
 
 
 def test_values_and_outputs_by_hand() -> None:
@@ -159,6 +312,10 @@ def test_values_and_outputs_by_hand() -> None:
     assert not same_value(float("nan"), float("nan"))
     assert not same_value({"a": 1}, {"a": 1, "b": 2})
     assert not same_value("1", 1)
+    assert same_value(2.0, 2)
+    assert not same_value(1e17, 10**17 + 1)  # a large integer by way of floats
+    assert not same_value(10**400, 1.5)
+    assert not same_value(1.5, 10**400)
     assert same_output("1 \n2\n\n", "1\n2")
     assert not same_output("1\n\n2", "1\n2")
 

@@ -1,18 +1,25 @@
-"""The accuracy reward for programs: does it parse, does it run, does it pass the tests, how fast is it.
+"""The accuracy reward for programs: does it parse and lint, does it run, does it pass the tests, how fast is it.
 
 Programs run in the sandbox. Only inputs go in; what comes out is compared here, so that a program can earn nothing but
-by printing or returning what is right. A program that fails in any way is wrong; if the sandbox fails, that is said
-(UNGRADABLE), and never counts against the program.
+by printing or returning what is right. A program that fails in any way is wrong, and so is one that is too slow; if the
+sandbox fails, that is said (UNGRADABLE), and never counts against the program.
+
+A program is too slow by its CPU time (`Limits.cpu_seconds`), which hardly depends on the machine's load. The limit of
+wall-clock time is for programs that sleep: set it to several times the CPU seconds, or a right program on a busy
+machine is taken for one of those.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 from r1jax.rewards.answer import extract_final_answer
+from r1jax.rewards.lint import check_lint, lint_reward
 from r1jax.rewards.programs import (
     CallTest,
     CodeProblem,
@@ -27,9 +34,12 @@ from r1jax.rewards.programs import (
 from r1jax.rewards.sandbox import Limits, Outcome, SandboxUnavailableError, python_command
 from r1jax.types import Example, Score, Status
 
-# Calls the function with every list of arguments and prints the results as one JSON line on the real standard output,
-# which the program's own prints do not reach. It runs beside the program and can be fooled by it in every way but one:
-# it does not know what is expected.
+MEASURES = frozenset({"lint", "runs", "speed"})  # beside accuracy
+
+# Calls the function (or the method of a class Solution, as LiveCodeBench has it) with every list of arguments, prints
+# the results as one JSON line on the real standard output, which the program's own prints do not reach. It runs beside
+# the program and can be fooled by it in every way but one: it does not know what is expected. The names of typing are
+# there, since the solutions that those tests are for are written without the import.
 HARNESS = """
 import json, os, sys
 calls = json.loads(sys.stdin.buffer.read())
@@ -37,12 +47,16 @@ out = os.fdopen(os.dup(1), "w")
 os.dup2(2, 1)
 with open("solution.py", encoding="utf-8") as file:
     source = file.read()
+name = calls["function"]
 namespace = {"__name__": "solution"}
+exec("from typing import *", namespace)
+namespace.pop(name, None)
 exec(compile(source, "solution.py", "exec"), namespace)
 results = []
 for args in calls["args"]:
     try:
-        results.append(["value", namespace[calls["function"]](*args)])
+        function = namespace[name] if name in namespace else getattr(namespace["Solution"](), name)
+        results.append(["value", function(*args)])
     except Exception as error:
         results.append(["error", type(error).__name__])
 json.dump(results, out)
@@ -53,6 +67,8 @@ out.close()
 class Runner(Protocol):
     """A sandbox here or behind the grade service."""
 
+    limits: Limits
+
     def run(self, command: Sequence[str], files: Any, stdin: bytes = b"", limits: Limits | None = None) -> Outcome:
         """One run of a command beside its files."""
 
@@ -62,15 +78,22 @@ class Language:
     """How programs of a language are kept, made and run."""
 
     source: str  # the file's name
+    hello: str  # a program that prints 42, to see whether the language is there
     build: str = ""  # a shell command that leaves ./program; empty: the source itself is run
-    command: tuple[str, ...] = ()
+    command: tuple[str, ...] = ("./program",)
 
 
-LANGUAGES: dict[str, Language] = {
-    "python": Language("solution.py", command=python_command("solution.py")),
-    "cpp": Language("solution.cpp", "g++ -O2 -std=c++17 -o program solution.cpp", ("./program",)),
+# Another language is another line here, or in a mapping of the caller's own.
+LANGUAGES: Mapping[str, Language] = {
+    "python": Language("solution.py", "print(42)", command=python_command("solution.py")),
+    "cpp": Language(
+        "solution.cpp",
+        '#include <cstdio>\nint main() { std::puts("42"); }',
+        "g++ -O2 -std=c++17 -o program solution.cpp",
+    ),
 }
-BUILD_LIMITS = Limits(wall_seconds=30.0, cpu_seconds=30, output_bytes=16 * 2**20)
+BUILD_LIMITS = Limits(wall_seconds=60.0, cpu_seconds=20, output_bytes=16 * 2**20)
+_NOT_FOUND = 127  # a shell's exit code for a command that is not there
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,17 +111,36 @@ class Verdict:
         return self.passed == self.total > 0
 
 
-def runs(program: str, runner: Runner, language: str = "python") -> tuple[bool, str]:
-    """Whether a program ends by itself with 0 on empty input, and if not why."""
-    built = _build(program, runner, language)
+def check_language(name: str, runner: Runner, languages: Mapping[str, Language] = LANGUAGES) -> None:
+    """SandboxUnavailableError where a language's own trivial program does not work: its compiler is missing, say."""
+    built = _build(languages[name].hello, runner, name, languages)
+    outcome = built if isinstance(built, str) else _run(runner, languages[name].command, built)
+    if isinstance(outcome, str) or outcome.stdout.strip() != b"42":
+        how = outcome if isinstance(outcome, str) else _failure(outcome)
+        raise SandboxUnavailableError(f"programs in {name} cannot be run: a trivial one failed ({how})")
+
+
+def runs(
+    program: str,
+    runner: Runner,
+    language: str = "python",
+    stdin: bytes = b"",
+    languages: Mapping[str, Language] = LANGUAGES,
+) -> tuple[bool, str]:
+    """Whether a program ends by itself with 0 on this input, whatever it prints, and if not why."""
+    built = _build(program, runner, language, languages)
     if isinstance(built, str):
         return False, built
-    outcome = runner.run(LANGUAGES[language].command, built)
+    outcome = _run(runner, languages[language].command, built, stdin)
     return outcome.ok, "" if outcome.ok else _failure(outcome)
 
 
-def run_tests(program: str, problem: CodeProblem, runner: Runner) -> Verdict:
+def run_tests(
+    program: str, problem: CodeProblem, runner: Runner, languages: Mapping[str, Language] = LANGUAGES
+) -> Verdict:
     """Puts a program to all tests of a problem; it stops at the first that fails.
+
+    Each test of standard input is a run with all of the runner's limits; calls of a function share one run.
 
     Raises:
       SandboxUnavailableError: nothing can be said about the program.
@@ -106,13 +148,13 @@ def run_tests(program: str, problem: CodeProblem, runner: Runner) -> Verdict:
     total = len(problem.tests)
     if problem.function:
         return _run_calls(program, problem, runner)
-    built = _build(program, runner, problem.language)
+    built = _build(program, runner, problem.language, languages)
     if isinstance(built, str):
         return Verdict(0, total, built)
     seconds = 0.0
     for i, test in enumerate(problem.tests):
         assert isinstance(test, StdioTest)
-        outcome = runner.run(LANGUAGES[problem.language].command, built, test.stdin.encode())
+        outcome = _run(runner, languages[problem.language].command, built, test.stdin.encode())
         seconds += outcome.cpu_seconds
         if not outcome.ok:
             return Verdict(i, total, f"test {i + 1}: {_failure(outcome)}", seconds)
@@ -121,13 +163,46 @@ def run_tests(program: str, problem: CodeProblem, runner: Runner) -> Verdict:
     return Verdict(total, total, seconds=seconds)
 
 
-def _build(program: str, runner: Runner, language: str) -> dict[str, bytes] | str:
+def speed_reward(verdict: Verdict, reference_seconds: float, floor: float = 0.01) -> float:
+    """How fast a right program is beside a reference, 0..1: 1 at the reference's CPU time or less, 1/2 at twice.
+
+    0 for a wrong program. Not deterministic: it measures time. `floor` seconds are added to both, so that the start of
+    an interpreter does not decide.
+
+    Raises:
+      ValueError: reference_seconds is negative.
+    """
+    if reference_seconds < 0:
+        raise ValueError(f"reference_seconds must not be negative, got {reference_seconds}")
+    return min(1.0, (reference_seconds + floor) / (verdict.seconds + floor)) if verdict.right else 0.0
+
+
+def _run(
+    runner: Runner,
+    command: Sequence[str],
+    files: Mapping[str, bytes],
+    stdin: bytes = b"",
+    limits: Limits | None = None,
+) -> Outcome:
+    """One run. A runner that refuses a job (too large for the grade service) says nothing about the program either."""
+    try:
+        return runner.run(command, files, stdin, limits)
+    except ValueError as error:
+        raise SandboxUnavailableError(f"the run was refused: {error}") from error
+
+
+def _build(program: str, runner: Runner, language: str, languages: Mapping[str, Language]) -> dict[str, bytes] | str:
     """The files of a program ready to run, or why there are none."""
-    how = LANGUAGES[language]
+    how = languages[language]
     source = {how.source: program.encode("utf-8", errors="replace")}
+    if language == "python" and not is_python(program):
+        return "it does not parse"
     if not how.build:
-        return source if is_python(program) else "it does not parse"
-    made = runner.run(("sh", "-c", f"{how.build} >&2 && cat program"), source, limits=BUILD_LIMITS)
+        return source
+    made = _run(runner, ("sh", "-c", f"{how.build} >&2 && cat program"), source, limits=BUILD_LIMITS)
+    if made.exit_code == _NOT_FOUND:
+        said = made.stderr.decode(errors="replace").strip()[-200:]
+        raise SandboxUnavailableError(f"programs in {language} cannot be made here: {said}")
     return {"program": made.stdout} if made.ok else "it does not compile"
 
 
@@ -138,12 +213,12 @@ def _run_calls(program: str, problem: CodeProblem, runner: Runner) -> Verdict:
     tests = [test for test in problem.tests if isinstance(test, CallTest)]
     calls = {"function": problem.function, "args": [list(test.args) for test in tests]}
     files = {"solution.py": program.encode("utf-8", errors="replace"), "harness.py": HARNESS.encode()}
-    outcome = runner.run(python_command("harness.py"), files, json.dumps(calls).encode())
+    outcome = _run(runner, python_command("harness.py"), files, json.dumps(calls).encode())
     results = _results(outcome, total)
     if results is None:
         return Verdict(0, total, _failure(outcome), outcome.cpu_seconds)
     for i, ((kind, value), test) in enumerate(zip(results, tests, strict=True)):
-        if kind != "value" or not same_value(value, json.loads(json.dumps(test.expected))):
+        if kind != "value" or not same_value(value, test.expected):
             what = f"raised {value}" if kind == "error" else "another result"
             return Verdict(i, total, f"test {i + 1}: {what}", outcome.cpu_seconds)
     return Verdict(total, total, seconds=outcome.cpu_seconds)
@@ -171,47 +246,150 @@ def _failure(outcome: Outcome) -> str:
     return "no result" if outcome.ok else f"ended with {outcome.exit_code}"
 
 
-class CodeGrader:
-    """Grades completions of code problems: `grader(completion, example) -> Score`."""
+def _or_ungradable(measure: Callable[[], Score]) -> Score:
+    try:
+        return measure()
+    except SandboxUnavailableError as error:
+        return Score(0.0, Status.UNGRADABLE, str(error))
 
-    def __init__(self, runner: Runner, partial_credit: bool = False) -> None:
-        """partial_credit: the share of tests passed before the first failure, in place of 0 for a wrong program."""
+
+class CodeGrader:
+    """Grades completions of code problems: `grader(completion, example) -> Score`. Safe to share among threads."""
+
+    def __init__(
+        self,
+        runner: Runner,
+        partial_credit: bool = False,
+        measures: frozenset[str] = frozenset(),
+        languages: Mapping[str, Language] = LANGUAGES,
+    ) -> None:
+        """partial_credit: the share of tests passed before the first failure, in place of 0 for a wrong program.
+
+        measures: what `parts` has beside the accuracy, of `MEASURES`. ValueError for others.
+        """
+        if not measures <= MEASURES:
+            raise ValueError(f"measures must be of {sorted(MEASURES)}, got {sorted(measures)}")
+        self.measures = measures
         self._runner = runner
         self._partial_credit = partial_credit
+        self._languages = languages
+        self._references: dict[tuple[str, str, str], Verdict] = {}
+        self._measuring = threading.Lock()  # of references
 
     def __call__(self, completion: str, example: Example) -> Score:
         """1 where the final answer's program passes every test, else 0 with the reason.
 
         UNGRADABLE if the problem's tests cannot be used, or the sandbox is not to be had.
         """
+        return self._parts(completion, example, ["accuracy"])["accuracy"]
+
+    def parts(self, completion: str, example: Example) -> dict[str, Score]:
+        """The accuracy and each of `measures`, 0 for all where there is no program in a single final answer.
+
+        - lint: see `lint.lint_reward`; Python only, UNGRADABLE for other languages;
+        - runs: 1 where the program ends by itself with 0, on the first test's input or, if a function is asked for, on
+          none (it is only defined then);
+        - speed: `speed_reward` beside the reference solution in `metadata["reference"]`, a program's text, which is
+          measured once for each problem in this grader's life. 0 for a wrong program; UNGRADABLE where there is no
+          reference or it fails the tests. Not deterministic: it measures time.
+        """
+        return self._parts(completion, example, ["accuracy", *sorted(self.measures)])
+
+    def check_problem(self, example: Example) -> None:
+        """ProblemError, naming the example and the field, where no completion of it could be graded."""
         try:
-            problem = parse_problem(example.metadata)
+            problem = self._problem(example)
+            room = self._runner.limits.output_bytes
+            if problem.function:
+                longest = len(json.dumps([["value", test.expected] for test in problem.tests]))
+            else:
+                longest = max(len(str(test.expected).encode()) for test in problem.tests)
+            if longest > room:
+                raise ProblemError(f"a right program prints {longest} bytes, the sandbox's output_bytes is {room}")
+            if "lint" in self.measures and problem.language != "python":
+                raise ProblemError(f"language: the measure lint is for python, got {problem.language!r}")
+            if "speed" in self.measures:
+                _reference(example)
         except ProblemError as error:
-            return Score(0.0, Status.UNGRADABLE, str(error))
-        if problem.language not in LANGUAGES:
-            return Score(0.0, Status.UNGRADABLE, f"language {problem.language!r} is not one of {sorted(LANGUAGES)}")
+            raise ProblemError(f"example {example.id!r} of {example.task!r}: metadata: {error}") from error
+
+    def check(self, examples: Iterable[Example]) -> None:
+        """What a run should know before it starts: every problem is usable, and its languages and ruff are there.
+
+        Raises:
+          ProblemError: an example cannot be graded.
+          SandboxUnavailableError: programs of a language cannot be run.
+          LintUnavailableError: lint is asked for, without ruff.
+        """
+        if "lint" in self.measures:
+            check_lint()
+        seen: set[str] = set()
+        for example in examples:
+            self.check_problem(example)
+            seen.add(self._problem(example).language)
+        for name in sorted(seen):
+            check_language(name, self._runner, self._languages)
+
+    def _problem(self, example: Example) -> CodeProblem:
+        problem = parse_problem(example.metadata)
+        if problem.language not in self._languages:
+            raise ProblemError(f"language {problem.language!r} is not one of {sorted(self._languages)}")
+        return problem
+
+    def _parts(self, completion: str, example: Example, names: Sequence[str]) -> dict[str, Score]:
+        try:
+            problem = self._problem(example)
+        except ProblemError as error:
+            return dict.fromkeys(names, Score(0.0, Status.UNGRADABLE, str(error)))
         answer = extract_final_answer(completion)
         program = None if answer is None else extract_program(answer)
         if program is None:
-            return Score(0.0, reason="no program in a single final answer")
-        try:
-            verdict = run_tests(program, problem, self._runner)
-        except SandboxUnavailableError as error:
-            return Score(0.0, Status.UNGRADABLE, str(error))
+            return dict.fromkeys(names, Score(0.0, reason="no program in a single final answer"))
+        tested = functools.cache(lambda: run_tests(program, problem, self._runner, self._languages))
+        measures: dict[str, Callable[[], Score]] = {
+            "accuracy": lambda: self._accuracy(tested()),
+            "lint": lambda: _lint(program, problem),
+            "runs": lambda: self._runs(program, problem),
+            "speed": lambda: self._speed(tested(), problem, example),
+        }
+        return {name: _or_ungradable(measures[name]) for name in names}
+
+    def _accuracy(self, verdict: Verdict) -> Score:
         if verdict.right:
             return Score(1.0)
         return Score(verdict.passed / verdict.total if self._partial_credit else 0.0, reason=verdict.reason)
 
+    def _runs(self, program: str, problem: CodeProblem) -> Score:
+        first = problem.tests[0]
+        stdin = first.stdin.encode() if isinstance(first, StdioTest) else b""
+        ended, reason = runs(program, self._runner, problem.language, stdin, self._languages)
+        return Score(float(ended), reason=reason)
 
-def speed_reward(verdict: Verdict, reference_seconds: float, floor: float = 0.01) -> float:
-    """How fast a right program is beside a reference, 0..1: 1 at the reference's CPU time or less, 1/2 at twice.
+    def _speed(self, verdict: Verdict, problem: CodeProblem, example: Example) -> Score:
+        if not verdict.right:
+            return Score(0.0, reason=verdict.reason)
+        try:
+            reference = _reference(example)
+        except ProblemError as error:
+            return Score(0.0, Status.UNGRADABLE, str(error))
+        key = (example.task, example.id, reference)
+        with self._measuring:
+            if key not in self._references:
+                self._references[key] = run_tests(reference, problem, self._runner, self._languages)
+            measured = self._references[key]
+        if not measured.right:
+            return Score(0.0, Status.UNGRADABLE, f"the reference fails its own tests: {measured.reason}")
+        return Score(speed_reward(verdict, measured.seconds))
 
-    0 for a wrong program. Not deterministic: it measures time. `floor` seconds are added to both, so that the start of
-    an interpreter does not decide.
 
-    Raises:
-      ValueError: reference_seconds is negative.
-    """
-    if reference_seconds < 0:
-        raise ValueError(f"reference_seconds must not be negative, got {reference_seconds}")
-    return min(1.0, (reference_seconds + floor) / (verdict.seconds + floor)) if verdict.right else 0.0
+def _reference(example: Example) -> str:
+    reference = example.metadata.get("reference")
+    if not isinstance(reference, str) or not reference.strip():
+        raise ProblemError(f"reference must be a program's text for the measure speed, got {reference!r:.60}")
+    return reference
+
+
+def _lint(program: str, problem: CodeProblem) -> Score:
+    if problem.language != "python":
+        return Score(0.0, Status.UNGRADABLE, f"lint is for python, not {problem.language}")
+    return lint_reward(program)

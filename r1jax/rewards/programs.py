@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 RELATIVE_TOLERANCE = 1e-6  # of floats among results, as the online judges that these problems come from allow
-_FENCE = re.compile(r"^[ \t]*```[ \t]*([A-Za-z0-9+#_-]*)[^\n]*\n(.*?)^[ \t]*```[ \t]*$", re.DOTALL | re.MULTILINE)
+_FENCE = re.compile(r"([ \t]*)(`{3,})([^`]*)")  # indentation, the fence itself, what stands behind it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,21 +46,24 @@ class ProblemError(ValueError):
 def parse_problem(metadata: Mapping[str, Any]) -> CodeProblem:
     """The tests of a problem, from an example's metadata.
 
-    Known layouts: `stdio`, a list of {input, output}; `function` and `calls`, a list of {args, expected}; and
-    LiveCodeBench's `test_cases`, a list (or its JSON text) of {input, output, testtype}, where the input of a
-    functional test has one JSON value a line, with the function's name under `func_name`.
+    Known layouts: `stdio`, a list of {input, output}, both texts; `function` and `calls`, a list of {args, expected},
+    args a list; and LiveCodeBench's `test_cases`, a list of {input, output, testtype}, where the input of a functional
+    test has one JSON value a line, with the function's name under `func_name`. Each list may be its JSON text.
+    `language` is the programs' language; functions are called in Python only.
 
     Raises:
       ProblemError: there are no tests, or a field is missing or ill-formed.
     """
-    language = str(metadata.get("language", "python"))
+    language = metadata.get("language", "python")
+    if not isinstance(language, str):
+        raise ProblemError(f"language must be a name, got {language!r}")
     if "stdio" in metadata:
         cases = _cases(metadata["stdio"], "stdio", ("input", "output"))
-        return CodeProblem(tuple(StdioTest(str(c["input"]), str(c["output"])) for c in cases), language)
+        return CodeProblem(_stdio_tests(cases, "stdio"), language)
     if "calls" in metadata:
         cases = _cases(metadata["calls"], "calls", ("args", "expected"))
-        calls = tuple(CallTest(tuple(c["args"]), c["expected"]) for c in cases)
-        return CodeProblem(calls, language, _name(metadata.get("function"), "function"))
+        calls = tuple(_call_test(c["args"], c["expected"], f"calls[{i}]") for i, c in enumerate(cases))
+        return _call_problem(calls, language, _name(metadata.get("function"), "function"))
     if "test_cases" in metadata:
         return _live_code_bench(metadata, language)
     raise ProblemError(f"a code problem needs stdio, calls or test_cases, got {sorted(metadata)}")
@@ -68,30 +71,65 @@ def parse_problem(metadata: Mapping[str, Any]) -> CodeProblem:
 
 def _live_code_bench(metadata: Mapping[str, Any], language: str) -> CodeProblem:
     cases = _cases(metadata["test_cases"], "test_cases", ("input", "output", "testtype"))
-    kinds = {case["testtype"] for case in cases}
+    kinds = {str(case["testtype"]) for case in cases}
     if kinds == {"stdin"}:
-        return CodeProblem(tuple(StdioTest(c["input"], c["output"]) for c in cases), language)
+        return CodeProblem(_stdio_tests(cases, "test_cases"), language)
     if kinds != {"functional"}:
-        raise ProblemError(
-            f"test_cases: testtype must be stdin or functional throughout, got {sorted(map(str, kinds))}"
-        )
+        raise ProblemError(f"test_cases: testtype must be stdin or functional throughout, got {sorted(kinds)}")
     calls = []
     for i, case in enumerate(cases):
+        where = f"test_cases[{i}]"
+        given, expected = (_text(case[key], f"{where}.{key}") for key in ("input", "output"))
         try:
-            args = tuple(json.loads(line) for line in case["input"].splitlines() if line.strip())
-            calls.append(CallTest(args, json.loads(case["output"])))
-        except ValueError as error:
-            raise ProblemError(f"test_cases[{i}]: {error}") from error
-    return CodeProblem(tuple(calls), language, _name(metadata.get("func_name"), "func_name"))
+            args = [json.loads(line) for line in given.split("\n") if line.strip()]
+            calls.append(_call_test(args, json.loads(expected), where))
+        except json.JSONDecodeError as error:
+            raise ProblemError(f"{where} is not JSON line by line: {error}") from error
+    return _call_problem(tuple(calls), language, _name(metadata.get("func_name"), "func_name"))
+
+
+def _stdio_tests(cases: Sequence[Mapping[str, Any]], field: str) -> tuple[StdioTest, ...]:
+    return tuple(
+        StdioTest(_text(case["input"], f"{field}[{i}].input"), _text(case["output"], f"{field}[{i}].output"))
+        for i, case in enumerate(cases)
+    )
+
+
+def _text(value: Any, where: str) -> str:
+    if not isinstance(value, str):
+        raise ProblemError(f"{where} must be a text, got {type(value).__name__}")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise ProblemError(f"{where} is no text that UTF-8 can hold: {error}") from error
+    return value
+
+
+def _call_test(args: Any, expected: Any, where: str) -> CallTest:
+    if not isinstance(args, Sequence) or isinstance(args, (str, bytes)):
+        raise ProblemError(f"{where}: args must be a list of arguments, got {args!r:.100}")
+    try:
+        args, expected = json.loads(json.dumps(list(args))), json.loads(json.dumps(expected))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ProblemError(f"{where} holds what JSON cannot: {error}") from error
+    if not same_value(expected, expected):
+        raise ProblemError(f"{where}: expected holds NaN, which equals nothing")
+    return CallTest(tuple(args), expected)
+
+
+def _call_problem(tests: tuple[CallTest, ...], language: str, function: str) -> CodeProblem:
+    if language != "python":
+        raise ProblemError(f"language: functions are called in python only, got {language!r}; give stdin and stdout")
+    return CodeProblem(tests, language, function)
 
 
 def _cases(value: Any, field: str, keys: Sequence[str]) -> list[Mapping[str, Any]]:
     if isinstance(value, str):
         try:
             value = json.loads(value)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ProblemError(f"{field} is not JSON: {error}") from error
-    if not isinstance(value, Sequence) or not value:
+    if not isinstance(value, Sequence) or isinstance(value, str) or not value:
         raise ProblemError(f"{field} must be a list of at least one test")
     for i, case in enumerate(value):
         missing = [key for key in keys if not isinstance(case, Mapping) or key not in case]
@@ -109,12 +147,25 @@ def _name(value: Any, field: str) -> str:
 def extract_program(answer: str) -> str | None:
     """The program in a final answer: its last fenced block, or all of an answer without one. None if it is blank.
 
-    A fence that does not close leaves no block: a cut answer is no program.
+    As in CommonMark, a fence is a line of three or more backticks, it closes with as many, and what it is indented by
+    is no part of the program. Where a fence stays open there is no program at all: an earlier block is not what a cut
+    answer commits itself to.
     """
-    blocks = [match.group(2) for match in _FENCE.finditer(answer)]
-    if not blocks and "```" in answer:
+    last: str | None = None
+    opened: re.Match[str] | None = None
+    lines: list[str] = []
+    for line in answer.split("\n"):
+        fence = _FENCE.fullmatch(line)
+        if opened is None and fence:
+            opened, lines = fence, []
+        elif opened and fence and len(fence[2]) >= len(opened[2]) and not fence[3].strip():
+            last, opened = "".join(lines), None
+        elif opened:
+            indent = len(line) - len(line.lstrip(" \t"))
+            lines.append(line[min(indent, len(opened[1])) :] + "\n")
+    if opened or (last is None and "```" in answer):
         return None
-    program = blocks[-1] if blocks else answer
+    program = answer if last is None else last
     return program if program.strip() else None
 
 
@@ -140,13 +191,17 @@ def _lines(text: str) -> list[str]:
 
 
 def same_value(value: Any, expected: Any) -> bool:
-    """Whether two values out of JSON are equal: floats within RELATIVE_TOLERANCE, true is not 1, NaN equals nothing."""
+    """Whether two values out of JSON are equal: numbers within RELATIVE_TOLERANCE where a float is expected, else
+    exactly (2.0 is 2); true is not 1, NaN equals nothing."""
     if isinstance(value, bool) or isinstance(expected, bool):
         return value is expected
-    if isinstance(value, int) and isinstance(expected, int):
+    if isinstance(value, (int, float)) and isinstance(expected, int):
         return value == expected
-    if isinstance(value, (int, float)) and isinstance(expected, (int, float)):
-        return math.isclose(value, expected, rel_tol=RELATIVE_TOLERANCE, abs_tol=RELATIVE_TOLERANCE * 1e-3)
+    if isinstance(value, (int, float)) and isinstance(expected, float):
+        try:
+            return math.isclose(value, expected, rel_tol=RELATIVE_TOLERANCE, abs_tol=RELATIVE_TOLERANCE * 1e-3)
+        except OverflowError:  # an integer beyond every float
+            return False
     if type(value) is not type(expected):
         return False
     if isinstance(value, list):
