@@ -1,0 +1,182 @@
+"""Measures a judge: how often it agrees with a truth that is known by construction.
+
+    python -m tools.judge_agreement --url http://127.0.0.1:8000/v1 --model NAME [--items 200]
+    python -m tools.judge_agreement --checkpoint smollm2 [--items 200]
+
+The items are sums and differences of r1jax's own generator with a predicted answer in one of several notations, which
+states the right value for every second item and another one for the rest. Printed are the agreement with its exact 95 %
+bounds (Clopper-Pearson), that on each class (a judge that always says "correct" has 100 % on one and 0 % on the other),
+what had no grade and why, and the items per second. --checkpoint is that of `tools.sample`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import dataclasses
+import pathlib
+import time
+from collections.abc import Callable, Sequence
+
+import jax
+import numpy as np
+
+from r1jax.data.tasks import GENERATORS, to_example
+from r1jax.rewards.chat_models import ChatModel, Endpoint
+from r1jax.rewards.judge import GroundTruthJudge, JudgeConfig
+from r1jax.sampling.answers import SamplerChat
+from r1jax.sampling.decode import SamplingConfig
+from r1jax.sharding import MeshConfig, make_mesh
+from r1jax.stages.policy import load_policy
+from r1jax.types import Example, Score
+from tools.audit_rewards import bounds
+from tools.command_line import run_tool
+from tools.sample import find_source, keep_compiled_programs, make_chat
+
+NOTATIONS: tuple[Callable[[int], str], ...] = (
+    str,
+    lambda value: f"\\boxed{{{value}}}",
+    lambda value: f"The result is {value}.",
+    lambda value: f"{value}.0",
+    lambda value: f"= {value}",
+)
+CHUNK = 64  # decode steps between two growths of the cache
+
+
+@dataclasses.dataclass(frozen=True)
+class Item:
+    """A question with a predicted answer, and whether that is right."""
+
+    example: Example
+    prediction: str
+    right: bool
+
+    @property
+    def completion(self) -> str:
+        """The prediction as a policy would state it."""
+        return f"<think>I work it out.</think> <answer>{self.prediction}</answer>"
+
+
+def make_items(count: int, seed: int) -> list[Item]:
+    """`count` items, every second one right; a wrong prediction is 1 to 9 off, never negative."""
+    rng = np.random.default_rng([seed, count])
+    items = []
+    for number in range(count):
+        example = to_example(GENERATORS["chain_sum"](rng), "en")
+        value, right = int(example.answer), number % 2 == 0
+        if not right:
+            value += int(rng.choice([off for off in range(-9, 10) if off and value + off >= 0]))
+        items.append(Item(example, NOTATIONS[int(rng.integers(len(NOTATIONS)))](value), right))
+    return items
+
+
+def judge_items(judge: GroundTruthJudge, items: Sequence[Item]) -> list[Score]:
+    """The judge's score of every item."""
+    futures = [judge.submit(item.completion, item.example) for item in items]
+    judge.flush()
+    return [future.result() for future in futures]
+
+
+def share(name: str, part: int, whole: int) -> str:
+    """One line of the report."""
+    low, high = bounds(part, whole) if whole else (0.0, 1.0)
+    rate = 100 * part / max(whole, 1)
+    return f"{name:<22} {part:>4} of {whole:>4}  {rate:5.1f} %  ({100 * low:.1f} to {100 * high:.1f})"
+
+
+def report(items: Sequence[Item], scores: Sequence[Score], seconds: float) -> str:
+    """What the judge did, line by line."""
+    graded = [(item, score) for item, score in zip(items, scores, strict=True) if score.graded]
+    agreed = [item.right is (score.value == 1) for item, score in graded]
+    lines = [share("agreement", sum(agreed), len(graded))]
+    for right, name in ((True, "right, judged right"), (False, "wrong, judged wrong")):
+        of_class = [agrees for agrees, (item, _) in zip(agreed, graded, strict=True) if item.right is right]
+        lines.append(share(name, sum(of_class), len(of_class)))
+    unparseable = sum(score.reason.startswith("unparseable") for score in scores)
+    lines.append(share("unparseable", unparseable, len(scores)))
+    lines.append(share("no answer", len(scores) - len(graded) - unparseable, len(scores)))
+    lines.append(f"{seconds:.1f} s, {len(items) / seconds:.2f} items/s")
+    missing = collections.Counter((score.status.value, score.reason) for score in scores if not score.graded)
+    lines += [f"{count:>4} x {status}: {reason}" for (status, reason), count in missing.most_common(5)]
+    return "\n".join(lines)
+
+
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("--url", help="of an OpenAI-compatible endpoint, up to /v1")
+    which.add_argument("--checkpoint", help="folder, .gguf file, or smollm2: judged by r1jax's own sampler")
+    parser.add_argument("--model", default="", help="name of the endpoint's model")
+    parser.add_argument("--api-key-variable", default="", help="environment variable with the endpoint's key")
+    parser.add_argument("--seconds", type=float, default=120.0, help="for one verdict of an endpoint")
+    parser.add_argument("--retries", type=int, default=2)
+    parser.add_argument("--parallel", type=int, default=2, help="questions to an endpoint at a time")
+    parser.add_argument("--format", help="chat format of the checkpoint; default: its own, else r1")
+    parser.add_argument("--batch-size", type=int, default=16, help="rows that the sampler decodes at once")
+    parser.add_argument("--items", type=int, default=200)
+    parser.add_argument("--max-new-tokens", type=int, default=128)
+    parser.add_argument("--temperature", type=float, default=0.0)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--show", type=int, default=0, help="so many items with their scores")
+    options = parser.parse_args(arguments)
+    if options.items < 2:
+        parser.error("--items must be at least 2")
+    return options
+
+
+def judge_config(options: argparse.Namespace) -> JudgeConfig:
+    """The options as the configuration of a judge."""
+    return JudgeConfig(
+        kind="endpoint" if options.url else "sampler",
+        url=options.url or "",
+        model=options.model,
+        api_key_variable=options.api_key_variable,
+        seconds=options.seconds,
+        retries=options.retries,
+        parallel=options.parallel,
+        path=options.checkpoint or "",
+        batch_size=options.batch_size,
+        max_new_tokens=options.max_new_tokens,
+        temperature=options.temperature,
+    )
+
+
+def open_sampler(config: JudgeConfig, chat_format: str | None) -> SamplerChat:
+    """The checkpoint as a model that is asked."""
+    policy = load_policy(find_source(config.path), pathlib.Path(), make_mesh(MeshConfig(data=len(jax.devices()))))
+    sampling = SamplingConfig(config.max_new_tokens, temperature=config.temperature, chunk=CHUNK)
+    chat = make_chat(policy.tokenizer, chat_format)
+    return SamplerChat(policy.model, policy.params, policy.tokenizer, chat, sampling, config.batch_size)
+
+
+def measure(model: ChatModel, options: argparse.Namespace) -> None:
+    """Judges all items and prints the report."""
+    items = make_items(options.items, options.seed)
+    judge = GroundTruthJudge(model, options.seed, batched=options.url is None, parallel=options.parallel)
+    started = time.perf_counter()
+    try:
+        scores = judge_items(judge, items)
+    finally:
+        judge.close()
+    seconds = time.perf_counter() - started
+    for item, score in list(zip(items, scores, strict=True))[: options.show]:
+        print(f"{item.example.question} {item.example.answer} | {item.prediction!r}: {score}")
+    print(report(items, scores, seconds))
+
+
+def main() -> None:
+    """Parses the command line and measures."""
+    options = parse_arguments()
+    config = judge_config(options)
+    if config.kind == "sampler":
+        keep_compiled_programs()
+        measure(open_sampler(config, options.format), options)
+        return
+    with Endpoint(config.endpoint()) as endpoint:
+        endpoint.check()
+        measure(endpoint, options)
+
+
+if __name__ == "__main__":
+    run_tool(main)
