@@ -113,8 +113,8 @@ class Verdict:
 
 def check_language(name: str, runner: Runner, languages: Mapping[str, Language] = LANGUAGES) -> None:
     """SandboxUnavailableError where a language's own trivial program does not work: its compiler is missing, say."""
-    built = _build(languages[name].hello, runner, name, languages)
-    outcome = built if isinstance(built, str) else _run(runner, languages[name].command, built)
+    built = build_program(languages[name].hello, runner, name, languages)
+    outcome = built if isinstance(built, str) else run_job(runner, languages[name].command, built)
     if isinstance(outcome, str) or outcome.stdout.strip() != b"42":
         how = outcome if isinstance(outcome, str) else _failure(outcome)
         raise SandboxUnavailableError(f"programs in {name} cannot be run: a trivial one failed ({how})")
@@ -128,10 +128,10 @@ def runs(
     languages: Mapping[str, Language] = LANGUAGES,
 ) -> tuple[bool, str]:
     """Whether a program ends by itself with 0 on this input, whatever it prints, and if not why."""
-    built = _build(program, runner, language, languages)
+    built = build_program(program, runner, language, languages)
     if isinstance(built, str):
         return False, built
-    outcome = _run(runner, languages[language].command, built, stdin)
+    outcome = run_job(runner, languages[language].command, built, stdin)
     return outcome.ok, "" if outcome.ok else _failure(outcome)
 
 
@@ -148,13 +148,13 @@ def run_tests(
     total = len(problem.tests)
     if problem.function:
         return _run_calls(program, problem, runner)
-    built = _build(program, runner, problem.language, languages)
+    built = build_program(program, runner, problem.language, languages)
     if isinstance(built, str):
         return Verdict(0, total, built)
     seconds = 0.0
     for i, test in enumerate(problem.tests):
         assert isinstance(test, StdioTest)
-        outcome = _run(runner, languages[problem.language].command, built, test.stdin.encode())
+        outcome = run_job(runner, languages[problem.language].command, built, test.stdin.encode())
         seconds += outcome.cpu_seconds
         if not outcome.ok:
             return Verdict(i, total, f"test {i + 1}: {_failure(outcome)}", seconds)
@@ -177,7 +177,7 @@ def speed_reward(verdict: Verdict, reference_seconds: float, floor: float = 0.01
     return min(1.0, (reference_seconds + floor) / (verdict.seconds + floor)) if verdict.right else 0.0
 
 
-def _run(
+def run_job(
     runner: Runner,
     command: Sequence[str],
     files: Mapping[str, bytes],
@@ -191,7 +191,9 @@ def _run(
         raise SandboxUnavailableError(f"the run was refused: {error}") from error
 
 
-def _build(program: str, runner: Runner, language: str, languages: Mapping[str, Language]) -> dict[str, bytes] | str:
+def build_program(
+    program: str, runner: Runner, language: str, languages: Mapping[str, Language]
+) -> dict[str, bytes] | str:
     """The files of a program ready to run, or why there are none."""
     how = languages[language]
     source = {how.source: program.encode("utf-8", errors="replace")}
@@ -199,7 +201,7 @@ def _build(program: str, runner: Runner, language: str, languages: Mapping[str, 
         return "it does not parse"
     if not how.build:
         return source
-    made = _run(runner, ("sh", "-c", f"{how.build} >&2 && cat program"), source, limits=BUILD_LIMITS)
+    made = run_job(runner, ("sh", "-c", f"{how.build} >&2 && cat program"), source, limits=BUILD_LIMITS)
     if made.exit_code == _NOT_FOUND:
         said = made.stderr.decode(errors="replace").strip()[-200:]
         raise SandboxUnavailableError(f"programs in {language} cannot be made here: {said}")
@@ -213,7 +215,7 @@ def _run_calls(program: str, problem: CodeProblem, runner: Runner) -> Verdict:
     tests = [test for test in problem.tests if isinstance(test, CallTest)]
     calls = {"function": problem.function, "args": [list(test.args) for test in tests]}
     files = {"solution.py": program.encode("utf-8", errors="replace"), "harness.py": HARNESS.encode()}
-    outcome = _run(runner, python_command("harness.py"), files, json.dumps(calls).encode())
+    outcome = run_job(runner, python_command("harness.py"), files, json.dumps(calls).encode())
     results = _results(outcome, total)
     if results is None:
         return Verdict(0, total, _failure(outcome), outcome.cpu_seconds)
