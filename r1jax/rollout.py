@@ -13,7 +13,6 @@ import pathlib
 import zipfile
 import zlib
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import jax
@@ -21,14 +20,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from r1jax.data import reasoning_tasks
 from r1jax.data.errors import DataError
 from r1jax.data.templates import TEMPLATES, render_prompt
 from r1jax.data.tokenizer import Tokenizer
 from r1jax.model.config import ModelConfig
-from r1jax.rewards.combine import RewardConfig, Scores, score_completion, summarize
+from r1jax.rewards.combine import Scores, summarize
+from r1jax.rewards.grading import Batch, Grading
 from r1jax.rewards.language import reflection_count
-from r1jax.rewards.math_grader import MathGrader
 from r1jax.sampling.decode import SamplingConfig
 from r1jax.sampling.sampler import Sampler, left_pad
 from r1jax.types import Array, Example, Params, Rollout, Score, Status
@@ -146,41 +144,42 @@ class Completer:
         )
 
     def complete(
-        self, params: Params, examples: Sequence[Example], samples: int, key: Array, limit: int | None = None
+        self,
+        params: Params,
+        examples: Sequence[Example],
+        samples: int,
+        key: Array,
+        limit: int | None = None,
+        batch: Batch | None = None,
     ) -> tuple[Rollout, tuple[str, ...]]:
-        """`samples` completions of each example, and their texts. Completion i draws with fold_in(key, i)."""
+        """`samples` completions of each example, and their texts. Completion i draws with fold_in(key, i).
+
+        What is complete goes to `batch` at once, to be graded while the rest is drawn.
+        """
         prompts = encode_prompts(examples, self.tokenizer, self.prompt)
         tokens, lengths = left_pad([p for p in prompts for _ in range(samples)], self.prompt.width)
         keys = _fold_in_each(key, jnp.arange(len(lengths)))
         # All rows in one call: the sampler regroups unfinished ones across its blocks.
-        rollout = self.sampler.sample(params, tokens, lengths, keys, max_new_tokens=limit)
-        texts = tuple(
-            self.tokenizer.decode(row[:n].tolist())
-            for row, n in zip(rollout.response_tokens, rollout.response_lengths, strict=True)
-        )
-        return rollout, texts
+        texts: dict[int, str] = {}
+
+        def finished(rollout: Rollout, rows: np.ndarray) -> None:
+            for i in rows.tolist():
+                response = rollout.response_tokens[i, : rollout.response_lengths[i]].tolist()
+                texts[i] = self.tokenizer.decode(response)
+                if batch is not None:
+                    batch.add(i, texts[i], response, examples[i // samples])
+
+        rollout = self.sampler.sample(params, tokens, lengths, keys, limit, finished)
+        return rollout, tuple(texts[i] for i in range(len(texts)))
 
 
-def grade(
-    rollout: Rollout,
-    texts: tuple[str, ...],
-    examples: Sequence[Example],
-    rewards: RewardConfig,
-    grader: MathGrader | None = None,
-) -> GradedRollout:
-    """Scores every completion by the rules of `rewards`; reasoning-gym's questions by their own verifier.
-
-    `grader` is for the comparison "expressions" (`math_grader.open_grader`).
-    """
-    verify = partial(reasoning_tasks.verify, partial_credit=rewards.partial_credit)
-    samples = len(texts) // len(examples)
-    asked = [examples[i // samples] for i in range(len(texts))]
-    if grader is None:
-        scores = tuple(score_completion(*pair, rewards, verify) for pair in zip(texts, asked, strict=True))
-    else:
-        compare = grader.compare_all(texts, asked)
-        scores = tuple(score_completion(*pair, rewards, verify, compare) for pair in zip(texts, asked, strict=True))
-    return GradedRollout(rollout, tuple(examples), texts, scores)
+def grade(rollout: Rollout, texts: Sequence[str], examples: Sequence[Example], grading: Grading) -> GradedRollout:
+    """Scores completions that are there already."""
+    samples, batch = len(texts) // len(examples), grading.begin()
+    for i, text in enumerate(texts):
+        response = rollout.response_tokens[i, : rollout.response_lengths[i]].tolist()
+        batch.add(i, text, response, examples[i // samples])
+    return GradedRollout(rollout, tuple(examples), tuple(texts), batch.scores())
 
 
 def select_groups(graded: GradedRollout, keep: np.ndarray) -> GradedRollout:
@@ -207,7 +206,8 @@ def join(parts: Sequence[GradedRollout]) -> GradedRollout:
 def measure(graded: GradedRollout) -> dict[str, float]:
     """Metrics of a rollout: mean total and rewards, lengths, truncation, reflection words, grades that failed."""
     lengths = np.asarray(graded.rollout.response_lengths)
-    return summarize(graded.scores) | {
+    domains = [graded.example_of(i).domain for i in range(len(graded.texts))]
+    return summarize(graded.scores, domains) | {
         "length_mean": float(lengths.mean()),
         "length_std": float(lengths.std()),
         "length_max": float(lengths.max()),

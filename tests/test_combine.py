@@ -4,18 +4,30 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from concurrent.futures import Future
 
 import numpy as np
 import pytest
 
 from r1jax.data.templates import render_completion
-from r1jax.rewards.combine import REWARDS, RewardConfig, Scores, score_completion, summarize, totals_and_mask
+from r1jax.rewards.combine import MEASURED, RewardConfig, Scores, VerifyFunction, summarize, totals_and_mask
+from r1jax.rewards.grading import Models, check_grading, open_grading
 from r1jax.types import Example, Score, Status
 
 EXAMPLE = Example(id="1", question="compute 7 + 5 - 3 ?", answer="9", task="chain_sum")
 GYM = dataclasses.replace(EXAMPLE, task="reasoning_gym/chain_sum")
 RIGHT = render_completion("seven plus five is 十二", "9")
 WRONG = render_completion("seven plus five is 十二", "8")
+
+
+def score_completion(
+    completion: str, example: Example, config: RewardConfig, verify: VerifyFunction | None = None
+) -> Scores:
+    with open_grading(config, verify) as grading:
+        batch = grading.begin()
+        batch.add(0, completion, [], example)
+        (scores,) = batch.scores()
+        return scores
 
 
 def verify_number(example: Example, answer: str) -> Score:
@@ -43,7 +55,7 @@ def test_total_is_the_weighted_sum(config: RewardConfig, completion: str, total:
     scores = score_completion(completion, EXAMPLE, config)
     assert scores.total == pytest.approx(total)
     assert scores.graded
-    assert set(scores.parts) == set(REWARDS)
+    assert set(scores.parts) == {*MEASURED, "accuracy"}
 
 
 def test_rewards_of_weight_0_are_measured() -> None:
@@ -129,9 +141,16 @@ def test_a_missing_verifier_is_an_error_and_a_failing_one_is_heard() -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"comparison": "fuzzy"}, r"comparison must be one of \['exact', 'expressions', 'math'\], got 'fuzzy'"),
-        ({"accuracy": math.inf}, "the weight of accuracy must be finite, got inf"),
+        ({"comparison": "fuzzy"}, "comparison must be one of .*'exact', 'expressions', 'judge', 'math', 'none'.*'fuzzy'"),
+        ({"accuracy": math.inf}, "the weight of accuracy must be a finite number, got inf"),
         ({"accuracy": 0.0, "format": 0.0}, "every reward has weight 0"),
+        ({"lint": 0.5}, "lint is of programs: it needs the comparison 'code', not 'math'"),
+        ({"comparison": "none"}, "accuracy needs a comparison"),
+        ({"comparison": "judge"}, "comparison 'judge' needs the field judge"),
+        ({"repetition_n": 0}, "repetition_n: 0; at least 1"),
+        ({"domains": {"code": {"comparison": "cod"}}}, r"domains\.code: comparison must be one of .* got 'cod'"),
+        ({"domains": {"code": {"accuracy": "1"}}}, r"domains\.code: the weight of accuracy must be .* got '1'"),
+        ({"domains": {"code": {"weight": 1.0}}}, r"domains\.code: unknown fields \['weight'\]; allowed: \['accuracy'"),
     ],
 )
 def test_bad_configurations_are_refused(fields: dict[str, object], message: str) -> None:
@@ -163,6 +182,101 @@ def test_ungraded_completions_are_masked_and_counted() -> None:
 
 
 def test_a_batch_without_a_grade_has_no_mean() -> None:
-    metrics = summarize([Scores(None, dict.fromkeys(REWARDS, Score(0.0, Status.UNGRADABLE)))])
+    metrics = summarize([Scores(None, dict.fromkeys(("accuracy", *MEASURED), Score(0.0, Status.UNGRADABLE)))])
     assert "reward" not in metrics
     assert metrics["ungradable/accuracy"] == 1
+
+
+SCENARIOS = RewardConfig(
+    language=1.0,
+    domains={
+        "math": {},
+        "helpful": {"comparison": "none", "accuracy": 0.0, "helpfulness": 1.0},
+        "harmless": {"comparison": "none", "accuracy": 0.0, "safety": 1.0},
+    },
+)
+
+
+class Constant:
+    """A reward model that gives every response the same, once it is asked for all of them."""
+
+    def __init__(self, value: float) -> None:
+        self.value, self.waiting, self.flushes = value, [], 0  # type: ignore[var-annotated]
+
+    def submit(self, completion: str, example: Example) -> Future[Score]:
+        self.waiting.append(Future())
+        return self.waiting[-1]
+
+    def flush(self) -> None:
+        self.flushes += 1
+        for future in self.waiting:
+            future.set_result(Score(self.value))
+        self.waiting = []
+
+
+def test_every_domain_gets_its_own_mix() -> None:
+    """R1 (Nature version) eq. 8 to 10: rules for reasoning, one reward model and the format for general prompts, the
+    language for both."""
+    helpful, harmless = (dataclasses.replace(EXAMPLE, domain=name, answer="") for name in ("helpful", "harmless"))
+    models = Models(scalar={"helpfulness": Constant(0.25), "safety": Constant(-3.0)})
+    with open_grading(SCENARIOS, models=models) as grading:
+        batch = grading.begin()
+        for i, example in enumerate((dataclasses.replace(EXAMPLE, domain="math"), helpful, harmless)):
+            batch.add(i, RIGHT, [], example)
+        reasoning, general, safe = batch.scores()
+    assert reasoning.total == pytest.approx(1 + 1 + 4 / 6)
+    assert general.total == pytest.approx(0.25 + 1 + 4 / 6)
+    assert safe.total == pytest.approx(-3 + 1 + 4 / 6)
+    assert set(general.parts) == {"helpfulness", "format", "language"}
+    assert [models.scalar[name].flushes for name in models.scalar] == [1, 1]  # type: ignore[attr-defined]
+    metrics = summarize([reasoning, general, safe], ["math", "helpful", "harmless"])
+    assert metrics["helpful/reward"] == pytest.approx(0.25 + 1 + 4 / 6)
+    assert metrics["helpfulness"] == 0.25
+    assert metrics["right/accuracy"] == 1
+    assert "harmless/accuracy" not in metrics
+
+
+def test_models_that_the_weights_ask_for_must_be_there() -> None:
+    with pytest.raises(ValueError, match="models that were not given: helpfulness, safety"), open_grading(SCENARIOS):
+        pass
+
+
+def test_a_domain_that_the_config_does_not_know_is_refused_before_the_start() -> None:
+    with pytest.raises(ValueError, match=r"domain 'maths' is not one of \['harmless', 'helpful', 'math'\]"):
+        check_grading(SCENARIOS, [dataclasses.replace(EXAMPLE, domain="maths")])
+    check_grading(RewardConfig(), [dataclasses.replace(EXAMPLE, domain="maths")])  # one mix for all
+
+
+def test_an_example_without_an_answer_needs_a_domain_without_one() -> None:
+    with pytest.raises(ValueError, match="example '1': no reference answer, and the comparison 'math' needs one"):
+        check_grading(RewardConfig(), [dataclasses.replace(EXAMPLE, answer=" ")])
+    check_grading(SCENARIOS, [dataclasses.replace(EXAMPLE, answer="", domain="helpful")])
+
+
+def test_shaping_rewards_count_where_they_weigh_something() -> None:
+    tokens = [1, 2, 1, 2, 1, 2]  # of five pairs two are distinct
+    config = RewardConfig(accuracy=0.0, format=0.0, tag_count=1.0, repetition=-0.5, repetition_n=2)
+    with open_grading(config) as grading:
+        batch = grading.begin()
+        batch.add(0, "<think> so </think> <answer> 9", tokens, EXAMPLE)
+        (scores,) = batch.scores()
+    assert scores.parts["tag_count"] == Score(0.75)
+    assert scores.parts["repetition"].value == pytest.approx(0.6)
+    assert scores.total == pytest.approx(0.75 - 0.3)
+
+
+def test_the_same_answer_to_the_same_example_is_graded_once() -> None:
+    asked: list[str] = []
+
+    def verify(example: Example, answer: str) -> Score:
+        asked.append(answer)
+        return Score(float(answer == example.answer))
+
+    other = dataclasses.replace(GYM, id="2", answer="8")
+    with open_grading(RewardConfig(), verify) as grading:
+        batch = grading.begin()
+        for i, (text, example) in enumerate([(RIGHT, GYM), (WRONG, GYM), (RIGHT, GYM), (WRONG, other)]):
+            batch.add(3 - i, text, [], example)  # in any order
+        totals = [score.total for score in batch.scores()]
+    assert totals == [2.0, 2.0, 1.0, 2.0]
+    assert asked == ["9", "8", "8"]

@@ -7,6 +7,7 @@ import numpy as np
 from r1jax.evaluation.estimators import summarize
 from r1jax.evaluation.evaluator import evaluation_of
 from r1jax.rewards.combine import RewardConfig
+from r1jax.rewards.grading import open_grading
 from r1jax.rollout import GradedRollout, grade
 from r1jax.types import Example, Rollout
 
@@ -26,7 +27,8 @@ def graded_answers(answers: list[list[str]], examples: list[Example]) -> GradedR
         sampler_logprobs=np.zeros((count, 4), np.float32),
         finished=np.ones(count, bool),
     )
-    return grade(rollout, texts, tuple(examples), RewardConfig())
+    with open_grading(RewardConfig()) as grading:
+        return grade(rollout, texts, examples, grading)
 
 
 def test_right_answers_in_any_writing_and_order_are_one_vote() -> None:

@@ -9,8 +9,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from r1jax.rewards.combine import RewardConfig, score_completion, summarize
-from r1jax.rewards.math_grader import MathGrader, open_grader
+from r1jax.rewards.combine import RewardConfig, summarize
+from r1jax.rewards.grading import open_grading
+from r1jax.rewards.math_grader import MathGrader
 from r1jax.types import Example, Score, Status
 
 HANGS = r"\sum_{n=1}^{999999999} \sin(n^n)"  # math-verify never ends on it
@@ -87,14 +88,15 @@ def test_a_question_can_allow_any_order(grader: MathGrader) -> None:
 def test_a_verifier_that_hangs_and_one_that_is_killed_give_no_grade_and_the_rest_goes_on() -> None:
     config = RewardConfig(comparison="expressions", grading_seconds=1.0, grading_workers=1)
     hangs, fine = example(HANGS), example("x^2")
-    with open_grader(config) as grader:
+    with open_grading(config) as grading:
+        grader = grading.mathematics
         assert grader is not None
         texts = [formed("x x"), formed("1"), formed("2"), formed("x^2"), formed("x")]
         asked = [fine, hangs, hangs, fine, fine]
         assert grader(formed("x"), fine).value == 0.0  # the process has started
-        compare = grader.compare_all(texts, asked)
-        assert compare(texts[0], fine).value == 1.0
-        assert compare(texts[1], hangs) == Score(0.0, Status.TIMED_OUT, "more than 1 s")
+        batch = grading.begin()
+        for i, (text, one) in enumerate(zip(texts, asked, strict=True)):
+            batch.add(i, text, [], one)
         while grader.counts["replaced"] < 1:
             time.sleep(0.01)
         deadline = time.monotonic() + 20
@@ -102,8 +104,9 @@ def test_a_verifier_that_hangs_and_one_that_is_killed_give_no_grade_and_the_rest
             time.sleep(0.01)
         time.sleep(0.2)
         os.kill(grader.pool.process_ids()[0], signal.SIGKILL)
-        scores = [score_completion(*pair, config, None, compare) for pair in zip(texts, asked, strict=True)]
+        scores = batch.scores()
     accuracies = [score.parts["accuracy"] for score in scores]
+    assert accuracies[1] == Score(0.0, Status.TIMED_OUT, "more than 1 s")
     assert accuracies[2].status is Status.UNGRADABLE
     assert accuracies[2].reason == "the grading process died with exit status -9"
     assert [a.value for a in accuracies] == [1.0, 0.0, 0.0, 1.0, 0.0]
@@ -114,10 +117,8 @@ def test_a_verifier_that_hangs_and_one_that_is_killed_give_no_grade_and_the_rest
 
 
 def test_only_the_comparison_that_needs_processes_opens_some() -> None:
-    with open_grader(RewardConfig()) as grader:
-        assert grader is None
-    with pytest.raises(ValueError, match="the comparison 'expressions' needs a grader"):
-        score_completion(formed("9"), example("9"), RewardConfig(comparison="expressions"))
+    with open_grading(RewardConfig()) as grading:
+        assert grading.mathematics is None
     for fields, message in (({"grading_seconds": 0.0}, "grading_seconds"), ({"grading_workers": 0}, "grading_workers")):
         with pytest.raises(ValueError, match=message):
             RewardConfig(comparison="expressions", **fields)  # type: ignore[arg-type]

@@ -18,7 +18,7 @@ from typing import Any, overload
 import pyarrow
 import pyarrow.parquet
 
-from r1jax.data import reasoning_tasks, tasks
+from r1jax.data import code_tasks, reasoning_tasks, tasks
 from r1jax.data.errors import DataError
 from r1jax.types import Example
 
@@ -31,7 +31,8 @@ class ExampleSource(Sequence[Example]):
         self._examples = tuple(examples)
         digest = hashlib.sha256()
         for e in self._examples:
-            digest.update(json.dumps([e.id, e.question, e.answer, e.task, e.language]).encode())
+            told = [e.id, e.question, e.answer, e.task, e.language, *([e.domain] if e.domain else [])]
+            digest.update(json.dumps(told).encode())
         self.fingerprint = digest.hexdigest()[:16]
 
     def __len__(self) -> int:
@@ -53,11 +54,13 @@ class ColumnMapping:
     """Which column of a row holds what. `a.b.0` is item 0 of field b of column a. Numbers are taken as text."""
 
     question: str = "question"
-    answer: str = "answer"
+    answer: str = "answer"  # empty: there are no reference answers
     answer_form: str = "plain"  # a key of ANSWER_FORMS: how the reference answer stands in its column
     id: str = ""  # empty: file name and row number
     language: str = ""  # empty: `default_language`
     default_language: str = "en"
+    domain: str = ""  # empty: `default_domain`
+    default_domain: str = ""
     metadata: tuple[str, ...] = ()  # columns to keep as they are
 
     def __post_init__(self) -> None:
@@ -130,21 +133,26 @@ def _text(row: Mapping[str, Any], column: str, where: str) -> str:
     return text
 
 
-def _to_example(row: Any, columns: ColumnMapping, task: str, where: str, default_id: str) -> Example:
-    if not isinstance(row, Mapping):
-        raise DataError(f"{where}: a row must be an object with named columns, this is {type(row).__name__}")
+def _answer(row: Mapping[str, Any], columns: ColumnMapping, where: str) -> str:
     raw = _text(row, columns.answer, where)
     answer = ANSWER_FORMS[columns.answer_form](raw)
     if not answer:
         raise DataError(
             f"{where}: column {columns.answer!r} holds no answer of the form {columns.answer_form!r}: {raw!r}"
         )
+    return answer
+
+
+def _to_example(row: Any, columns: ColumnMapping, task: str, where: str, default_id: str) -> Example:
+    if not isinstance(row, Mapping):
+        raise DataError(f"{where}: a row must be an object with named columns, this is {type(row).__name__}")
     return Example(
         id=_text(row, columns.id, where) if columns.id else default_id,
         question=_text(row, columns.question, where),
-        answer=answer,
+        answer=_answer(row, columns, where) if columns.answer else "",
         task=task,
         language=_text(row, columns.language, where) if columns.language else columns.default_language,
+        domain=_text(row, columns.domain, where) if columns.domain else columns.default_domain,
         metadata={column: _pick(row, column, where) for column in columns.metadata},
     )
 
@@ -249,9 +257,9 @@ class SourceConfig:
     params: Mapping[str, Any] = dataclasses.field(
         default_factory=dict
     )  # reasoning_gym, tasks: parameters of the task(s)
-    size: int = 0  # reasoning_gym, tasks: distinct questions; jsonl, parquet: the first ones, 0 = all
-    seed: int = 0  # reasoning_gym, tasks
-    split: str = ""  # a name in tasks.SPLIT_BOUNDS: only the questions that hash to it; empty: all (tasks: 'rl')
+    size: int = 0  # reasoning_gym, tasks, programs: distinct questions; jsonl, parquet: the first ones, 0 = all
+    seed: int = 0  # reasoning_gym, tasks, programs
+    split: str = ""  # a name in tasks.SPLIT_BOUNDS: only the questions that hash to it; empty: all (tasks, programs: 'rl')
 
     def __post_init__(self) -> None:
         if self.kind not in SOURCES:
@@ -311,8 +319,13 @@ def _tasks_source(config: SourceConfig) -> list[Example]:
     return tasks.make_examples(_task_config(config))
 
 
+def _programs_source(config: SourceConfig) -> list[Example]:
+    return code_tasks.make_examples(config.size, config.split or "rl", config.seed)
+
+
 SOURCES: dict[str, Callable[[SourceConfig], list[Example]]] = {
     "tasks": _tasks_source,
+    "programs": _programs_source,
     "reasoning_gym": _reasoning_gym_source,
     "jsonl": _file_source,
     "parquet": _file_source,
@@ -320,6 +333,7 @@ SOURCES: dict[str, Callable[[SourceConfig], list[Example]]] = {
 _FILE_FIELDS = frozenset({"kind", "path", "layout", "columns", "task", "size", "split"})
 _USED: dict[str, frozenset[str]] = {
     "tasks": frozenset({"kind", "params", "size", "seed", "split"}),
+    "programs": frozenset({"kind", "size", "seed", "split"}),
     "reasoning_gym": frozenset({"kind", "task", "params", "size", "seed", "split"}),
     "jsonl": _FILE_FIELDS,
     "parquet": _FILE_FIELDS,

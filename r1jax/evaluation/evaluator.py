@@ -10,11 +10,10 @@ import numpy as np
 
 from r1jax.evaluation.estimators import Evaluation
 from r1jax.rewards.answer import extract_final_answer
-from r1jax.rewards.combine import RewardConfig
+from r1jax.rewards.grading import Grading
 from r1jax.rewards.language import language_share, reflection_count, thought_of
 from r1jax.rewards.math_accuracy import answer_key
-from r1jax.rewards.math_grader import MathGrader
-from r1jax.rollout import Completer, GradedRollout, grade, load_graded, save_graded
+from r1jax.rollout import Completer, GradedRollout, load_graded, save_graded
 from r1jax.types import Array, Example, Params, Score
 
 
@@ -24,10 +23,9 @@ def answer_examples(
     examples: Sequence[Example],
     samples: int,
     key: Array,
-    rewards: RewardConfig,
+    grading: Grading,
     store: pathlib.Path,
     limit: int | None = None,
-    grader: MathGrader | None = None,
 ) -> GradedRollout:
     """`samples` graded answers to each example, no longer than `limit` tokens.
 
@@ -36,8 +34,9 @@ def answer_examples(
     if store.exists():
         graded, _ = load_graded(store)
     else:
-        rollout, texts = completer.complete(params, examples, samples, key, limit)
-        graded = grade(rollout, texts, examples, rewards, grader)
+        batch = grading.begin()
+        rollout, texts = completer.complete(params, examples, samples, key, limit, batch)
+        graded = GradedRollout(rollout, tuple(examples), texts, batch.scores())
         save_graded(store, graded, {})
     return graded
 

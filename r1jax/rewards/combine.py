@@ -1,64 +1,152 @@
-"""All rewards of a completion and their weighted sum."""
+"""What a completion is rewarded for: weights, by domain, and the weighted sum of the parts."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from r1jax.rewards.answer import exact_match, extract_final_answer
+from r1jax.rewards.confinement import Limits
 from r1jax.rewards.format import format_reward
+from r1jax.rewards.judge import JudgeConfig
 from r1jax.rewards.language import language_reward
 from r1jax.rewards.math_accuracy import accuracy
+from r1jax.rewards.shaping import repetition_share, tag_count_reward
 from r1jax.types import Example, Score, Status
 
 RewardFunction = Callable[[str, Example], Score]
 VerifyFunction = Callable[[Example, str], Score]  # (example, final answer): a task's own verifier
 
-REWARDS: dict[str, RewardFunction] = {
-    "accuracy": accuracy,
-    "format": format_reward,
-    "language": language_reward,
+# Parts that a rule reads off the text. Format and language are measured even where they weigh nothing.
+MEASURED: dict[str, RewardFunction] = {"format": format_reward, "language": language_reward}
+CODE_PARTS = ("lint", "runs", "speed")  # of a program, besides whether it is right: comparison "code" only
+MODEL_PARTS = ("helpfulness", "safety")  # by scalar reward models
+# How "accuracy" compares answers where the task has no verifier of its own. Those without a function need something to
+# be opened first (`grading.Grading`): processes, a sandbox, a judge.
+COMPARISONS: dict[str, RewardFunction | None] = {
+    "math": accuracy,
+    "exact": exact_match,
+    "expressions": None,
+    "code": None,
+    "judge": None,
 }
-# How "accuracy" compares answers where the task has no verifier of its own. "expressions" needs processes of its own,
-# which the stage opens (`math_grader.open_grader`).
-COMPARISONS: dict[str, RewardFunction | None] = {"math": accuracy, "exact": exact_match, "expressions": None}
+NONE = "none"  # no accuracy at all: domains without right answers
+
+
+@dataclasses.dataclass(frozen=True)
+class CodeConfig:
+    """Where and within what programs run (comparison "code")."""
+
+    server: str = ""  # http://host:port of a grade server, its token in R1JAX_GRADE_TOKEN; empty: a sandbox on this host
+    parallel: int = 2  # programs at once
+    partial_credit: bool = False  # the share of tests passed before the first failure, in place of 0
+    limits: Limits = dataclasses.field(default_factory=Limits)
+
+    def __post_init__(self) -> None:
+        if self.parallel < 1:
+            raise ValueError(f"parallel: {self.parallel}; at least 1")
 
 
 @dataclasses.dataclass(frozen=True)
 class RewardConfig:
     """Weights of the rewards in the total, and how answers are compared.
 
-    The defaults are R1-Zero's: R_rule = R_accuracy + R_format with the same weight, no language reward.
+    The defaults are R1-Zero's: R_rule = R_accuracy + R_format with the same weight, no language reward (R1, Nature
+    version, eq. 4). Reasoning RL adds `language` (eq. 7). RL for all scenarios gives each domain its own mix: rules for
+    reasoning, one reward model and the format for each of the general ones, the language for all:
+
+        {"language": 1.0, "domains": {
+            "helpful": {"comparison": "none", "accuracy": 0.0, "helpfulness": 1.0},
+            "harmless": {"comparison": "none", "accuracy": 0.0, "safety": 1.0}}}
     """
 
     accuracy: float = 1.0
     format: float = 1.0
     language: float = 0.0  # 1.0 in the R1 paper's later phases
-    comparison: str = "math"  # a key of COMPARISONS
+    tag_count: float = 0.0  # shaping, not in the paper (`shaping`)
+    repetition: float = 0.0  # shaping: share of repeated n-grams, so a penalty has a negative weight
+    lint: float = 0.0  # comparison "code": ruff's findings
+    runs: float = 0.0  # comparison "code": the program ends by itself
+    speed: float = 0.0  # comparison "code": time against the reference's; not deterministic
+    helpfulness: float = 0.0  # a scalar reward model on the final summary
+    safety: float = 0.0  # a scalar reward model on the whole response
+    repetition_n: int = 20  # tokens of an n-gram
+    comparison: str = "math"  # a key of COMPARISONS, or "none"
+    domains: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+    """Domain of the examples -> the weights and the comparison that differ there."""
     grading_seconds: float = 5.0  # "expressions": longest time for one answer; then it has no grade
     grading_workers: int = 2  # "expressions": processes
     partial_credit: bool = False  # False: a verifier's value below 1 counts as 0, so that listing answers earns nothing
+    code: CodeConfig = dataclasses.field(default_factory=CodeConfig)
+    judge: JudgeConfig | None = None  # needed by the comparison "judge"
 
     def __post_init__(self) -> None:
-        if self.comparison not in COMPARISONS:
-            raise ValueError(f"comparison must be one of {sorted(COMPARISONS)}, got {self.comparison!r}")
         if not 0 < self.grading_seconds < math.inf:
             raise ValueError(f"grading_seconds: {self.grading_seconds}; more than 0")
         if self.grading_workers < 1:
             raise ValueError(f"grading_workers: {self.grading_workers}; at least 1")
-        for name, weight in self.weights.items():
-            if not math.isfinite(weight):
-                raise ValueError(f"the weight of {name} must be finite, got {weight}")
-        if not any(self.weights.values()):
-            raise ValueError("every reward has weight 0: there is nothing to learn from")
+        if self.repetition_n < 1:
+            raise ValueError(f"repetition_n: {self.repetition_n}; at least 1")
+        for domain in ("", *self.domains):
+            try:
+                self.mix(domain)
+            except ValueError as error:
+                raise ValueError(f"domains.{domain}: {error}" if domain else str(error)) from error
+        if self.judge is None and any(mix.comparison == "judge" for mix in self.mixes):
+            raise ValueError("comparison 'judge' needs the field judge")
+
+    def mix(self, domain: str) -> Mix:
+        """How examples of a domain are rewarded. ValueError for a domain that `domains` lacks, if it has any."""
+        if domain and self.domains and domain not in self.domains:
+            raise ValueError(f"domain {domain!r} is not one of {sorted(self.domains)}")
+        own = self.domains.get(domain, {})
+        unknown = sorted(set(own) - {*WEIGHTS, "comparison"})
+        if unknown:
+            raise ValueError(f"unknown fields {unknown}; allowed: {sorted({*WEIGHTS, 'comparison'})}")
+        weights = {name: own.get(name, getattr(self, name)) for name in WEIGHTS}
+        return Mix(own.get("comparison", self.comparison), weights)
 
     @property
-    def weights(self) -> dict[str, float]:
-        """The weight of each of `REWARDS`."""
-        return {name: getattr(self, name) for name in REWARDS}
+    def mixes(self) -> tuple[Mix, ...]:
+        """The common mix and that of every domain."""
+        return tuple(self.mix(domain) for domain in ("", *self.domains))
+
+
+_OTHER_FIELDS = {"repetition_n", "comparison", "domains", "grading_seconds", "grading_workers", "partial_credit"}
+WEIGHTS = tuple(
+    field.name for field in dataclasses.fields(RewardConfig) if field.name not in {*_OTHER_FIELDS, "code", "judge"}
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Mix:
+    """How the examples of one domain are rewarded: the comparison, and the weight of every part."""
+
+    comparison: str
+    weights: Mapping[str, float]
+
+    def __post_init__(self) -> None:
+        if self.comparison not in (*COMPARISONS, NONE):
+            raise ValueError(f"comparison must be one of {sorted((*COMPARISONS, NONE))}, got {self.comparison!r}")
+        for name, weight in self.weights.items():
+            if isinstance(weight, bool) or not isinstance(weight, int | float) or not math.isfinite(weight):
+                raise ValueError(f"the weight of {name} must be a finite number, got {weight!r}")
+        if not self.counted:
+            raise ValueError("every reward has weight 0: there is nothing to learn from")
+        if self.comparison == NONE and self.weights["accuracy"]:
+            raise ValueError("accuracy needs a comparison: with 'none' its weight must be 0")
+        for name in CODE_PARTS:
+            if self.weights[name] and self.comparison != "code":
+                raise ValueError(f"{name} is of programs: it needs the comparison 'code', not {self.comparison!r}")
+
+    @property
+    def counted(self) -> dict[str, float]:
+        """The weights that are not 0."""
+        return {name: weight for name, weight in self.weights.items() if weight}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +162,31 @@ class Scores:
         return self.total is not None
 
 
-def _verified(completion: str, example: Example, verify: VerifyFunction, partial_credit: bool) -> Score:
+def combine(parts: Mapping[str, Score], mix: Mix) -> Scores:
+    """The weighted sum of the parts that count. KeyError if one of them is missing."""
+    if not all(parts[name].graded for name in mix.counted):
+        return Scores(None, parts)
+    return Scores(sum(weight * parts[name].value for name, weight in mix.counted.items()), parts)
+
+
+def text_parts(completion: str, tokens: Sequence[int], example: Example, config: RewardConfig) -> dict[str, Score]:
+    """The parts that the text alone decides: those that are always measured, and the shaping ones that count."""
+    parts = {name: reward(completion, example) for name, reward in MEASURED.items()}
+    counted = config.mix(example.domain).counted
+    if "tag_count" in counted:
+        parts["tag_count"] = Score(tag_count_reward(completion))
+    if "repetition" in counted:
+        parts["repetition"] = Score(repetition_share(tokens, config.repetition_n))
+    return parts
+
+
+def needs_verifier(example: Example) -> bool:
+    """True for tasks whose own verifier is the grader: `reasoning_gym/<name>`."""
+    return example.task.split("/")[0] == "reasoning_gym"
+
+
+def verified(completion: str, example: Example, verify: VerifyFunction, partial_credit: bool) -> Score:
+    """What a task's own verifier says of the final answer."""
     answer = extract_final_answer(completion)
     if answer is None:
         return Score(0.0, reason="no single final answer")
@@ -88,39 +200,6 @@ def _verified(completion: str, example: Example, verify: VerifyFunction, partial
     return score
 
 
-def needs_verifier(example: Example) -> bool:
-    """True for tasks whose own verifier is the grader: `reasoning_gym/<name>`."""
-    return example.task.split("/")[0] == "reasoning_gym"
-
-
-def score_completion(
-    completion: str,
-    example: Example,
-    config: RewardConfig,
-    verify: VerifyFunction | None = None,
-    compare: RewardFunction | None = None,
-) -> Scores:
-    """All of `REWARDS` for one completion, also those of weight 0 (they are measures then), and the weighted total.
-
-    `verify` grades the final answer of tasks that bring their own verifier, `compare` is the comparison "expressions".
-    ValueError where one of them is needed and missing.
-    """
-    parts = {name: reward(completion, example) for name, reward in REWARDS.items() if name != "accuracy"}
-    if needs_verifier(example):
-        if verify is None:
-            raise ValueError(f"task {example.task!r} is graded by its own verifier, but none was given")
-        parts["accuracy"] = _verified(completion, example, verify, config.partial_credit)
-    else:
-        compare = COMPARISONS[config.comparison] or compare
-        if compare is None:
-            raise ValueError(f"the comparison {config.comparison!r} needs a grader, but none was given")
-        parts["accuracy"] = compare(completion, example)
-    counted = {name: weight for name, weight in config.weights.items() if weight}
-    if not all(parts[name].graded for name in counted):
-        return Scores(None, parts)
-    return Scores(sum(weight * parts[name].value for name, weight in counted.items()), parts)
-
-
 def totals_and_mask(scores: Sequence[Scores]) -> tuple[np.ndarray, np.ndarray]:
     """Totals [N] float32 and whether each counts [N] bool; the total of one that does not is NaN, so that no use of it
     goes unnoticed."""
@@ -128,23 +207,34 @@ def totals_and_mask(scores: Sequence[Scores]) -> tuple[np.ndarray, np.ndarray]:
     return totals, np.isfinite(totals)
 
 
-def summarize(scores: Sequence[Scores]) -> dict[str, float]:
+def summarize(scores: Sequence[Scores], domains: Sequence[str] = ()) -> dict[str, float]:
     """Metrics of a batch: the mean of the total and of each reward over the completions that were graded (left out if
     none was); how many answers were right and wrong; under "ungradable" how many completions have no total, and per
-    reward how many were ungradable and timed out."""
-    metrics = {"ungradable": float(sum(not score.graded for score in scores))}
-    totals = [score.total for score in scores if score.total is not None]
-    if totals:
-        metrics["reward"] = float(np.mean(totals))
-    for name in scores[0].parts:
-        values = [score.parts[name].value for score in scores if score.parts[name].graded]
-        if values:
-            metrics[name] = float(np.mean(values))
-    accuracies = [score.parts["accuracy"] for score in scores if "accuracy" in score.parts]
-    graded = [score for score in accuracies if score.graded]
-    metrics["right/accuracy"] = float(sum(score.value >= 1 for score in graded))
+    reward how many were ungradable and timed out. Where `domains` [N] has more than one, the means of each as well, as
+    "domain/reward"."""
+    metrics = {"ungradable": float(sum(not score.graded for score in scores))} | _means(scores)
+    graded = [part for part in _of(scores, "accuracy") if part.graded]
+    metrics["right/accuracy"] = float(sum(part.value >= 1 for part in graded))
     metrics["wrong/accuracy"] = len(graded) - metrics["right/accuracy"]
     for status in (Status.UNGRADABLE, Status.TIMED_OUT):
-        for name in scores[0].parts:
-            metrics[f"{status.value}/{name}"] = float(sum(score.parts[name].status is status for score in scores))
+        for name in _names(scores):
+            metrics[f"{status.value}/{name}"] = float(sum(part.status is status for part in _of(scores, name)))
+    if len(set(domains)) > 1:
+        for domain in sorted(set(domains)):
+            own = [score for score, of in zip(scores, domains, strict=True) if of == domain]
+            metrics |= {f"{domain or 'other'}/{name}": mean for name, mean in _means(own).items()}
     return metrics
+
+
+def _names(scores: Sequence[Scores]) -> list[str]:
+    return sorted({name for score in scores for name in score.parts})
+
+
+def _of(scores: Sequence[Scores], name: str) -> list[Score]:
+    return [score.parts[name] for score in scores if name in score.parts]
+
+
+def _means(scores: Sequence[Scores]) -> dict[str, float]:
+    values = {"reward": [score.total for score in scores if score.total is not None]}
+    values |= {name: [part.value for part in _of(scores, name) if part.graded] for name in _names(scores)}
+    return {name: float(np.mean(of)) for name, of in values.items() if of}

@@ -49,6 +49,7 @@ class JudgeConfig:
     retries: int = 2  # endpoint
     parallel: int = 8  # endpoint: questions at a time
     path: str = ""  # sampler: the folder of a policy, a .gguf file, or 'smollm2'
+    chat_format: str = "own"  # sampler: the checkpoint's own, or a key of data.chat.FORMATS
     batch_size: int = 16  # sampler: conversations decoded at once
     max_new_tokens: int = 512  # of a verdict; a longer one is cut, and so is none
     temperature: float = 0.0

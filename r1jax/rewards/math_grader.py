@@ -9,14 +9,11 @@ grading process died) or timed out.
 from __future__ import annotations
 
 import collections
-import contextlib
 import re
-from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from types import TracebackType
 
 from r1jax.rewards.answer import extract_final_answer
-from r1jax.rewards.combine import RewardConfig, RewardFunction, needs_verifier
 from r1jax.rewards.expressions import RIGHT, UNGRADABLE, compare
 from r1jax.rewards.math_accuracy import Value, gold_text, parse_value, same_value, stated_text
 from r1jax.rewards.workers import Ending, Outcome, WorkerPool
@@ -73,14 +70,6 @@ class MathGrader:
         """1 where the completion's one final answer states what the reference does, else 0."""
         return self.submit(completion, example).result()
 
-    def compare_all(self, completions: Sequence[str], examples: Sequence[Example]) -> RewardFunction:
-        """Starts grading all completions at once; the result gives the score of each when it is asked."""
-        scores: dict[tuple[str, int], Future[Score]] = {}
-        for completion, example in zip(completions, examples, strict=True):
-            if not needs_verifier(example) and (completion, id(example)) not in scores:
-                scores[completion, id(example)] = self.submit(completion, example)
-        return lambda completion, example: scores[completion, id(example)].result()
-
     def close(self) -> None:
         """Ends the processes."""
         self.pool.close()
@@ -92,16 +81,6 @@ class MathGrader:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-@contextlib.contextmanager
-def open_grader(config: RewardConfig) -> Iterator[MathGrader | None]:
-    """The grader that `config` asks for, while it is needed; None where the comparison needs no processes."""
-    if config.comparison != "expressions":
-        yield None
-        return
-    with MathGrader(config.grading_workers, config.grading_seconds) as grader:
-        yield grader
 
 
 def _exact(gold: Value, answer: str | None, stated: str | None, any_order: bool) -> Score | None:

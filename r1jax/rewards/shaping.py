@@ -1,4 +1,7 @@
-"""Shaping rewards: for length, repetition and half-finished tags. None is in the R1 papers; each has its source."""
+"""Shaping rewards: for repetition and half-finished tags. Neither is in the R1 papers; each has its source.
+
+The third, DAPO's for overlong responses, depends on the response limit of the update: `algorithms.grpo.overlong_penalty`.
+"""
 
 from __future__ import annotations
 
@@ -6,24 +9,6 @@ import math
 from collections.abc import Sequence
 
 from r1jax.rewards.answer import TAGS
-
-
-def overlong_penalty(length: int, limit: int, cache: int) -> float:
-    """The soft overlong punishment of DAPO (arXiv 2503.14476, eq. 13), in [-1, 0].
-
-    Args:
-      length: of the response, in tokens.
-      limit: L_max; a longer response is punished in full.
-      cache: L_c, the last tokens before the limit, over which the punishment grows; 0: none before the limit.
-
-    Raises:
-      ValueError: the numbers do not fit together.
-    """
-    if limit < 1 or not 0 <= cache <= limit:
-        raise ValueError(f"limit {limit} must be positive, and cache {cache} between 0 and it")
-    if length <= limit - cache:
-        return 0.0
-    return (limit - cache - length) / cache if length <= limit else -1.0
 
 
 def repetition_share(tokens: Sequence[int] | Sequence[str], n: int = 20) -> float:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import functools
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -184,6 +183,7 @@ class Sampler:
         lengths: Array | np.ndarray,
         keys: Array,
         max_new_tokens: int | None = None,
+        finished: Callable[[Rollout, np.ndarray], None] | None = None,
     ) -> Rollout:
         """Draws one response to each prompt.
 
@@ -193,6 +193,8 @@ class Sampler:
           lengths: [N] int32.
           keys: [N] random keys, one per row.
           max_new_tokens: a limit on the response below the configured one.
+          finished: called with the rollout so far and the numbers of rows that are done, every row once, while others
+            are still drawn; of these rows `response_tokens` and `response_lengths` are final, all else is not.
 
         Returns:
           `Rollout` with host arrays of width L = the configured max_new_tokens. With several processes, each passes
@@ -206,10 +208,35 @@ class Sampler:
         limit = self.cfg.max_new_tokens if max_new_tokens is None else max_new_tokens
         self._check(prompts, lengths, keys, limit)
         rollout = self._empty(prompts, lengths)
-        (blocks,) = collections.deque(self._steps(params, rollout, keys, limit), maxlen=1)  # the last ones
+        told = np.zeros(len(prompts), bool)
+        blocks: list[Block] = []
+        for blocks in self._steps(params, rollout, keys, limit):
+            if finished is not None:
+                self._tell(blocks, rollout, told, finished)
         for block in blocks:
             block.write(rollout)
+        if finished is not None and not told.all():
+            finished(rollout, np.flatnonzero(~told))
         return rollout
+
+    def _tell(
+        self,
+        blocks: list[Block],
+        rollout: Rollout,
+        told: np.ndarray,
+        finished: Callable[[Rollout, np.ndarray], None],
+    ) -> None:
+        """Tells of rows that are done and were not told of (marked in `told`), a good part of a block at a time, so
+        that a large block's tokens do not travel for every row."""
+        for block in blocks:
+            done = _local_rows(block.state.done) & (block.rows != UNUSED)
+            new = np.flatnonzero(done)[~told[block.rows[done]]]
+            if 8 * len(new) >= len(block.rows):
+                rows = block.rows[new]
+                rollout.response_tokens[rows] = _local_rows(block.state.tokens)[new]
+                rollout.response_lengths[rows] = _local_rows(block.state.lengths)[new]
+                told[rows] = True
+                finished(rollout, rows)
 
     def stream(self, params: Params, prompt: Sequence[int], key: Array) -> Iterator[list[int]]:
         """Draws one response and yields it as it grows: its first token, then what every `regroup` steps add.

@@ -12,15 +12,17 @@ import hashlib
 import json
 import pathlib
 import time
+from collections.abc import Sequence
 
 import jax
 
 from r1jax.data.sources import SourceConfig
+from r1jax.data.tokenizer import Tokenizer
 from r1jax.evaluation.estimators import summarize
 from r1jax.evaluation.evaluator import answer_examples, evaluation_of, is_right
 from r1jax.metrics import MetricWriter, Progress
-from r1jax.rewards.combine import RewardConfig
-from r1jax.rewards.math_grader import open_grader
+from r1jax.model.config import ModelConfig
+from r1jax.rewards.combine import NONE, RewardConfig
 from r1jax.rollout import (
     Completer,
     DecodingConfig,
@@ -29,10 +31,13 @@ from r1jax.rollout import (
     encode_prompts,
     sample_row,
 )
+from r1jax.settings import ConfigError
 from r1jax.sharding import MeshConfig, make_mesh
 from r1jax.stages.checks import Planned, check_asking, known_policy, source_of
+from r1jax.stages.graders import check_rewards, stage_grading
 from r1jax.stages.interruption import Interruption
 from r1jax.stages.policy import PolicySource, describe_source, load_policy
+from r1jax.types import Example
 from r1jax.workdir import write_atomically
 
 
@@ -59,10 +64,25 @@ class EvaluateConfig:
 def check(config: EvaluateConfig, workdir: pathlib.Path, planned: Planned) -> None:
     """Everything that can be known to be wrong before the stage starts."""
     model, tokenizer = known_policy(config.init, workdir, planned)
-    examples = source_of("source", config.source)
-    check_asking(
-        config.prompt, config.decoding, make_mesh(config.mesh), model, tokenizer, {"source": examples}, config.samples
-    )
+    _check_fit(config, workdir, make_mesh(config.mesh), model, tokenizer, source_of("source", config.source))
+
+
+def _check_fit(
+    config: EvaluateConfig,
+    workdir: pathlib.Path,
+    mesh: Mesh,
+    model: ModelConfig,
+    tokenizer: Tokenizer | None,
+    examples: Sequence[Example],
+) -> None:
+    sources = {"source": examples}
+    for example in examples:
+        if config.rewards.mix(example.domain).comparison == NONE:
+            raise ConfigError(
+                f"rewards: example {example.id!r} of domain {example.domain!r} has no right answer to evaluate"
+            )
+    check_asking(config.prompt, config.decoding, mesh, model, tokenizer, sources, config.samples)
+    check_rewards(config.rewards, sources, workdir)
 
 
 def run(config: EvaluateConfig, workdir: pathlib.Path) -> None:
@@ -70,7 +90,7 @@ def run(config: EvaluateConfig, workdir: pathlib.Path) -> None:
     mesh = make_mesh(config.mesh)
     examples = source_of("source", config.source)
     model, tokenizer = describe_source(config.init, workdir)
-    check_asking(config.prompt, config.decoding, mesh, model, tokenizer, {"source": examples}, config.samples)
+    _check_fit(config, workdir, mesh, model, tokenizer, examples)
     policy = load_policy(config.init, workdir, mesh)
     prompts = encode_prompts(examples, policy.tokenizer, config.prompt)
     completer = Completer(
@@ -84,17 +104,13 @@ def run(config: EvaluateConfig, workdir: pathlib.Path) -> None:
     with (
         Interruption() as interruption,
         Progress("evaluate", len(examples)) as progress,
-        open_grader(config.rewards) as grader,
+        stage_grading(config.rewards, workdir, mesh) as grading,
     ):
         for start in range(0, len(examples), per_batch):
             path = workdir / "rollouts" / f"{start:06d}.npz"
             batch = examples[start : start + per_batch]
             own_key = jax.random.fold_in(key, start)
-            parts.append(
-                answer_examples(
-                    completer, policy.params, batch, config.samples, own_key, config.rewards, path, grader=grader
-                )
-            )
+            parts.append(answer_examples(completer, policy.params, batch, config.samples, own_key, grading, path))
             done = start + len(batch)
             accuracies = [scores.parts["accuracy"] for scores in parts[-1].scores]
             right += [is_right(score) for score in accuracies if score.graded]

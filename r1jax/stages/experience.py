@@ -19,12 +19,11 @@ from r1jax.data.packing import PackedPolicy, pack_policy
 from r1jax.data.pipelines import BatchIterator
 from r1jax.data.shared_prompts import pack_shared_prompts
 from r1jax.metrics import StepTimer
-from r1jax.rewards.combine import totals_and_mask
-from r1jax.rewards.math_grader import MathGrader
+from r1jax.rewards.combine import Scores, totals_and_mask
+from r1jax.rewards.grading import Grading
 from r1jax.rollout import (
     Completer,
     GradedRollout,
-    grade,
     join,
     load_arrays,
     load_graded,
@@ -33,7 +32,7 @@ from r1jax.rollout import (
     select_groups,
 )
 from r1jax.stages.rl_config import RLConfig
-from r1jax.types import PackedBatch, Params, PolicyBatch, Rollout
+from r1jax.types import PackedBatch, Params, PolicyBatch, Rollout, Score, Status
 
 ScoreFunction = Callable[[Params, PackedBatch], tuple[np.ndarray, np.ndarray]]
 """Trainer log-probs [R, T] and chosen experts [R, T, M, A] of packed rows under given parameters."""
@@ -53,9 +52,7 @@ def rollout_rewards(
 ) -> tuple[np.ndarray, np.ndarray]:
     """(rewards [P, G], graded [P, G]): totals with the overlong penalty, permuted within groups in the control run."""
     totals, mask = totals_and_mask(graded.scores)
-    cache = config.grpo_config.overlong_cache
-    if cache:
-        totals = totals + np.asarray(overlong_penalty(graded.rollout.response_lengths, limit, cache))
+    totals = totals + overlong_penalties(graded, config, limit)
     rewards, mask = totals.reshape(-1, config.group_size), mask.reshape(-1, config.group_size)
     if config.shuffle_rewards:
         order = np.argsort(np.random.default_rng(seed).random(rewards.shape), axis=1)
@@ -63,11 +60,21 @@ def rollout_rewards(
     return rewards, mask
 
 
+def overlong_penalties(graded: GradedRollout, config: RLConfig, limit: int) -> np.ndarray:
+    """The soft overlong penalty [N] of each response, 0 for all where the config has none."""
+    cache, lengths = config.grpo_config.overlong_cache, graded.rollout.response_lengths
+    return np.asarray(overlong_penalty(lengths, limit, cache)) if cache else np.zeros(len(lengths), np.float32)
+
+
 def accuracies(graded: GradedRollout) -> tuple[np.ndarray, np.ndarray]:
-    """(accuracy [P, G], whether it was graded [P, G])."""
-    scores = [scores.parts["accuracy"] for scores in graded.scores]
+    """(accuracy [P, G], whether it was graded [P, G]); the total stands in where a domain has no right answers."""
+    scores = [scores.parts.get("accuracy", _total(scores)) for scores in graded.scores]
     shape = (len(graded.examples), graded.samples)
     return np.reshape([s.value for s in scores], shape), np.reshape([s.graded for s in scores], shape)
+
+
+def _total(scores: Scores) -> Score:
+    return Score(0.0, Status.UNGRADABLE) if scores.total is None else Score(scores.total)
 
 
 class Collector:
@@ -79,10 +86,10 @@ class Collector:
         completer: Completer,
         batches: BatchIterator[Any],
         folder: pathlib.Path,
-        grader: MathGrader | None = None,
+        grading: Grading,
     ) -> None:
         self.config = config
-        self.grader = grader
+        self.grading = grading
         self.completer = completer
         self.batches = batches
         self.folder = folder
@@ -110,10 +117,11 @@ class Collector:
         for draw in range(self.config.max_draws):
             examples = next(self.batches)
             key = jax.random.fold_in(jax.random.fold_in(self.key, index), draw)
-            with timer("rollout"):
-                rollout, texts = self.completer.complete(params, examples, self.config.group_size, key, limit)
+            batch = self.grading.begin()
+            with timer("rollout"):  # and what is graded meanwhile
+                rollout, texts = self.completer.complete(params, examples, self.config.group_size, key, limit, batch)
             with timer("rewards"):
-                graded = grade(rollout, texts, examples, self.config.rewards, self.grader)
+                graded = GradedRollout(rollout, tuple(examples), texts, batch.scores())
             accuracy, mask = accuracies(graded)
             right, answers = right + float(accuracy[mask].sum()), answers + int(mask.sum())
             if not self.config.grpo_config.dynamic_sampling:
@@ -173,8 +181,9 @@ def make_minibatches(
         batch = policy.policy_batch(advantages[rows], weights, r.sampler_logprobs[rows], zeros, zeros)
         minibatches.append(MiniBatch(rows, policy, batch))
     flat = ~np.asarray(keep_informative(rewards, mask))
+    overlong = {"overlong": float(overlong_penalties(graded, config, limit).mean())} if grpo.overlong_cache else {}
     segments = [mini.batch.packed.segment_ids for mini in minibatches]
-    return minibatches, {
+    return minibatches, overlong | {
         "zero_variance_groups": float(flat.mean()),
         "advantage_max": float(np.abs(advantages).max()),
         "sampled_tokens": float(lengths.sum() + r.prompt_lengths[:: config.group_size].sum()),  # a prompt runs once

@@ -51,7 +51,7 @@ from r1jax.model.heads import unembedding
 from r1jax.model.outputs import Output
 from r1jax.model.transformer import Transformer
 from r1jax.optim import learning_rate_schedule, make_optimizer
-from r1jax.rewards.math_grader import MathGrader, open_grader
+from r1jax.rewards.grading import Grading
 from r1jax.rollout import (
     Completer,
     GradedRollout,
@@ -61,6 +61,7 @@ from r1jax.rollout import (
 from r1jax.settings import ConfigError
 from r1jax.sharding import make_mesh, shard_batch
 from r1jax.stages.checks import Planned, check_asking, check_divides, check_trainable, known_policy, source_of
+from r1jax.stages.graders import check_rewards, stage_grading
 from r1jax.stages.experience import Collector, MiniBatch, attach_logprobs, make_minibatches, remove_stored
 from r1jax.stages.interruption import Interruption
 from r1jax.stages.policy import Policy, describe_policy, describe_source, load_policy, save_policy
@@ -183,18 +184,18 @@ def run(config: RLConfig, workdir: pathlib.Path) -> None:
     mesh = make_mesh(config.mesh)
     sources = sources_of(config)
     model, tokenizer = describe_source(config.init, workdir)
-    check_fit(config, mesh, sources, model, tokenizer)
+    check_fit(config, workdir, mesh, sources, model, tokenizer)
     policy = load_policy(config.init, workdir, mesh)
     describe_policy(workdir, policy)
     batches = example_iterator(sources["source"], config.seed, config.prompts)
-    with open_grader(config.rewards) as grader:
-        Loop(config, workdir, policy, mesh, batches, sources.get("evaluation.source"), grader).run()
+    with stage_grading(config.rewards, workdir, mesh) as grading:
+        Loop(config, workdir, policy, mesh, batches, sources.get("evaluation.source"), grading).run()
 
 
 def check(config: RLConfig, workdir: pathlib.Path, planned: Planned) -> ModelConfig:
     """Everything that can be known to be wrong before the stage starts. Returns the model it will leave."""
     model, tokenizer = known_policy(config.init, workdir, planned)
-    check_fit(config, make_mesh(config.mesh), sources_of(config), model, tokenizer)
+    check_fit(config, workdir, make_mesh(config.mesh), sources_of(config), model, tokenizer)
     return model
 
 
@@ -208,6 +209,7 @@ def sources_of(config: RLConfig) -> dict[str, Sequence[Example]]:
 
 def check_fit(
     config: RLConfig,
+    workdir: pathlib.Path,
     mesh: Mesh,
     sources: Mapping[str, Sequence[Example]],
     model: ModelConfig,
@@ -219,6 +221,7 @@ def check_fit(
     check_trainable(model)
     check_divides("micro_rows", config.micro_rows, mesh)
     check_asking(config.prompt, config.decoding, mesh, model, tokenizer, sources, config.group_size)
+    check_rewards(config.rewards, sources, workdir)
 
 
 def summarize_rows(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -247,7 +250,7 @@ class Loop:
         mesh: Mesh,
         batches: BatchIterator[Any],
         evaluation: Sequence[Example] | None,
-        grader: MathGrader | None,
+        grading: Grading,
     ) -> None:
         self.config, self.workdir, self.model, self.mesh, self.batches = config, workdir, policy.model, mesh, batches
         self.trainer = Trainer(config, policy.model, mesh)
@@ -261,7 +264,7 @@ class Loop:
             record_experts=moe,
             group_size=config.group_size,
         )
-        self.collector = Collector(config, self.completer, batches, workdir / "rollouts", grader)
+        self.collector = Collector(config, self.completer, batches, workdir / "rollouts", grading)
         self.store = CheckpointStore(workdir / "checkpoints", config.keep)
         self.evaluation = evaluation
         self.initial = policy.params
@@ -394,10 +397,9 @@ class Loop:
                 self.evaluation,
                 self.config.group_size,
                 key,
-                self.config.rewards,
+                self.collector.grading,
                 self.workdir / "evaluations" / f"{step:06d}.npz",
                 self.config.response_limit(step),
-                self.collector.grader,
             )
         figures = summarize(evaluation_of([answers]))
         names = ("pass_at_1", "pass_at_1_se", "cons_at_k", "length_mean", "format", "language", "truncation_rate")

@@ -1,0 +1,206 @@
+"""The graders of a stage: opened once, checked before the work starts, and asked as completions finish.
+
+Every part of the reward that needs time goes to its own helper at once (processes for mathematics, sandboxes for
+programs, requests to a judge), so that grading goes on while the sampler draws. What a model of this process has to say
+(a judge or a reward model on the same accelerator) waits for the whole batch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Protocol
+
+from r1jax.rewards.code_accuracy import CodeGrader, Runner
+from r1jax.rewards.combine import (
+    CODE_PARTS,
+    COMPARISONS,
+    MODEL_PARTS,
+    NONE,
+    CodeConfig,
+    RewardConfig,
+    Scores,
+    VerifyFunction,
+    combine,
+    needs_verifier,
+    text_parts,
+    verified,
+)
+from r1jax.rewards.grade_service import RemoteSandbox, read_token
+from r1jax.rewards.judge import GroundTruthJudge
+from r1jax.rewards.language import check_language
+from r1jax.rewards.math_grader import MathGrader
+from r1jax.rewards.sandbox import Sandbox
+from r1jax.types import Example, Score
+
+
+class Grader(Protocol):
+    """One part of the reward, by something that takes its time."""
+
+    def submit(self, completion: str, example: Example) -> Future[Score]:
+        """The score, as soon as it is known."""
+
+    def flush(self) -> None:
+        """Nothing more comes for now: whatever waits for company is graded."""
+
+
+Waiting = Mapping[str, Callable[[], Score]]
+"""Part of the reward -> waits for its score."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Models:
+    """The models that grade, made by whoever can load them. None, or absent: there is none."""
+
+    judge: GroundTruthJudge | None = None
+    scalar: Mapping[str, Grader] = dataclasses.field(default_factory=dict)  # keys of MODEL_PARTS
+
+
+class Grading:
+    """All graders of a `RewardConfig`; `open_grading` makes one."""
+
+    def __init__(
+        self,
+        config: RewardConfig,
+        verify: VerifyFunction | None,
+        mathematics: MathGrader | None,
+        programs: tuple[CodeGrader, ThreadPoolExecutor] | None,
+        models: Models,
+    ) -> None:
+        self.config = config
+        self.mathematics = mathematics
+        self._verify = verify
+        self._programs = programs
+        self._models = models
+
+    def begin(self) -> Batch:
+        """A batch of completions to be graded together."""
+        return Batch(self)
+
+    def start(self, completion: str, example: Example) -> Waiting:
+        """Starts grading one completion: its accuracy, and every other part that takes time and counts."""
+        mix = self.config.mix(example.domain)
+        waiting = {
+            name: self._models.scalar[name].submit(completion, example).result
+            for name in MODEL_PARTS
+            if name in mix.counted
+        }
+        if needs_verifier(example):
+            if self._verify is None:
+                raise ValueError(f"task {example.task!r} is graded by its own verifier, but none was given")
+            score = verified(completion, example, self._verify, self.config.partial_credit)
+            return {**waiting, "accuracy": lambda: score}
+        if mix.comparison == "expressions":
+            assert self.mathematics is not None
+            return {**waiting, "accuracy": self.mathematics.submit(completion, example).result}
+        if mix.comparison == "judge":
+            assert self._models.judge is not None
+            return {**waiting, "accuracy": self._models.judge.submit(completion, example).result}
+        if mix.comparison == "code":
+            assert self._programs is not None
+            grader, threads = self._programs
+            parts = threads.submit(grader.parts, completion, example)
+            names = ("accuracy", *(name for name in CODE_PARTS if name in mix.counted))
+            return waiting | {name: lambda name=name: parts.result()[name] for name in names}
+        compare = COMPARISONS.get(mix.comparison)
+        if compare is not None:
+            score = compare(completion, example)
+            waiting["accuracy"] = lambda: score
+        return waiting
+
+    def flush(self) -> None:
+        """Lets the models of this process grade what they were given."""
+        for grader in (self._models.judge, *self._models.scalar.values()):
+            if grader is not None:
+                grader.flush()
+
+
+class Batch:
+    """Completions that are graded as they come; the same answer to the same example is graded once."""
+
+    def __init__(self, grading: Grading) -> None:
+        self._grading = grading
+        self._given: dict[int, tuple[str, Sequence[int], Example]] = {}
+        self._started: dict[tuple[str, int], Waiting] = {}
+
+    def add(self, index: int, completion: str, tokens: Sequence[int], example: Example) -> None:
+        """Starts grading completion `index`; does not wait. `tokens` are its tokens."""
+        self._given[index] = completion, tokens, example
+        key = completion, id(example)
+        if key not in self._started:
+            self._started[key] = self._grading.start(completion, example)
+
+    def scores(self) -> tuple[Scores, ...]:
+        """All scores, in the order of the indices 0, 1, ..."""
+        self._grading.flush()
+        config, scores = self._grading.config, []
+        for index in range(len(self._given)):
+            completion, tokens, example = self._given[index]
+            parts = text_parts(completion, tokens, example, config)
+            parts |= {name: wait() for name, wait in self._started[completion, id(example)].items()}
+            scores.append(combine(parts, config.mix(example.domain)))
+        return tuple(scores)
+
+
+@contextlib.contextmanager
+def open_grading(
+    config: RewardConfig, verify: VerifyFunction | None = None, models: Models | None = None
+) -> Iterator[Grading]:
+    """The graders that `config` asks for, while they are needed. `models` must hold those that it names."""
+    models = models or Models()
+    comparisons = {mix.comparison for mix in config.mixes}
+    with contextlib.ExitStack() as stack:
+        mathematics, programs = None, None
+        if "expressions" in comparisons:
+            mathematics = stack.enter_context(MathGrader(config.grading_workers, config.grading_seconds))
+        if "code" in comparisons:
+            threads = stack.enter_context(ThreadPoolExecutor(config.code.parallel, thread_name_prefix="programs"))
+            programs = make_code_grader(config), threads
+        missing = needed_models(config) - {*models.scalar, *(("judge",) if models.judge else ())}
+        if missing:
+            raise ValueError(f"the rewards need models that were not given: {', '.join(sorted(missing))}")
+        yield Grading(config, verify, mathematics, programs, models)
+
+
+def needed_models(config: RewardConfig) -> set[str]:
+    """The models without which a config cannot grade: "judge", and those of MODEL_PARTS that count."""
+    counted = {name for mix in config.mixes for name in MODEL_PARTS if name in mix.counted}
+    return counted | ({"judge"} if any(mix.comparison == "judge" for mix in config.mixes) else set())
+
+
+def make_code_grader(config: RewardConfig) -> CodeGrader:
+    """The grader of programs, with the parts that count in any domain; in this host's sandbox or a grade server's."""
+    code = config.code
+    runner: Runner = Sandbox(code.limits, code.parallel)
+    if code.server:
+        runner = RemoteSandbox(code.server, read_token(), code.limits, code.parallel)
+    measures = frozenset(name for mix in config.mixes for name in CODE_PARTS if name in mix.counted)
+    return CodeGrader(runner, code.partial_credit, measures)
+
+
+def check_grading(config: RewardConfig, examples: Sequence[Example]) -> None:
+    """That every example can be graded: now, not in the middle of a run.
+
+    Raises:
+      ValueError: naming the example and the field.
+      SandboxUnavailableError: programs are to be run, and cannot be.
+      LintUnavailableError: ruff is missing.
+    """
+    programs = []
+    for example in examples:
+        mix = config.mix(example.domain)
+        if mix.comparison == "code" and not needs_verifier(example):
+            programs.append(example)
+        elif mix.comparison != NONE and not example.answer.strip() and not needs_verifier(example):
+            raise ValueError(
+                f"example {example.id!r}: no reference answer, and the comparison {mix.comparison!r} needs one"
+            )
+        if "language" in mix.counted:
+            try:
+                check_language(example.language)
+            except ValueError as error:
+                raise ValueError(f"example {example.id!r}: {error}") from error
+    if programs:
+        make_code_grader(config).check(programs)

@@ -1,0 +1,93 @@
+"""The graders that a stage's rewards need, made with what a stage can load: verifiers, sandboxes, judges."""
+
+from __future__ import annotations
+
+import contextlib
+import pathlib
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+
+from jax.sharding import Mesh
+
+from r1jax.data import reasoning_tasks
+from r1jax.data.chat import Chat
+from r1jax.data.errors import DataError
+from r1jax.rewards.chat_models import ChatModel, Endpoint
+from r1jax.rewards.combine import MODEL_PARTS, RewardConfig
+from r1jax.rewards.grading import Grading, Models, check_grading, needed_models, open_grading
+from r1jax.rewards.judge import GroundTruthJudge, JudgeConfig
+from r1jax.rewards.lint import LintUnavailableError
+from r1jax.rewards.sandbox import SandboxUnavailableError
+from r1jax.sampling.answers import SamplerChat
+from r1jax.sampling.decode import SamplingConfig
+from r1jax.settings import ConfigError
+from r1jax.stages.policy import PolicySource, describe_source, load_policy
+from r1jax.types import Example
+
+
+def check_rewards(rewards: RewardConfig, sources: Mapping[str, Sequence[Example]], workdir: pathlib.Path) -> None:
+    """That every example can be graded by these rewards.
+
+    Raises:
+      DataError: naming the source, the example and what it lacks.
+      ConfigError: a tool or a model is missing.
+    """
+    scalar = needed_models(rewards) & set(MODEL_PARTS)
+    if scalar:
+        raise ConfigError(f"rewards: {', '.join(sorted(scalar))} need reward models, and none is configured")
+    for field, examples in sources.items():
+        try:
+            check_grading(rewards, examples)
+        except (SandboxUnavailableError, LintUnavailableError) as error:
+            raise ConfigError(f"rewards: programs cannot be graded: {error}") from error
+        except ValueError as error:
+            raise DataError(f"{field}: {error}") from error
+    if "judge" in needed_models(rewards):
+        assert rewards.judge is not None
+        _check_judge(rewards.judge, workdir)
+
+
+@contextlib.contextmanager
+def stage_grading(rewards: RewardConfig, workdir: pathlib.Path, mesh: Mesh) -> Iterator[Grading]:
+    """The graders of a stage, while it runs."""
+    verify = partial(reasoning_tasks.verify, partial_credit=rewards.partial_credit)
+    with contextlib.ExitStack() as stack:
+        judge = None
+        if "judge" in needed_models(rewards):
+            assert rewards.judge is not None
+            judge = stack.enter_context(_open_judge(rewards.judge, workdir, mesh))
+        yield stack.enter_context(open_grading(rewards, verify, Models(judge)))
+
+
+@contextlib.contextmanager
+def _open_judge(judge: JudgeConfig, workdir: pathlib.Path, mesh: Mesh) -> Iterator[GroundTruthJudge]:
+    with contextlib.ExitStack() as stack:
+        model: ChatModel
+        if judge.kind == "endpoint":
+            model = stack.enter_context(Endpoint(judge.endpoint()))
+        else:
+            policy = load_policy(_policy_of(judge), workdir, mesh)
+            sampling = SamplingConfig(judge.max_new_tokens, temperature=judge.temperature)
+            chat = Chat(policy.tokenizer, judge.chat_format)
+            model = SamplerChat(policy.model, policy.params, policy.tokenizer, chat, sampling, judge.batch_size, mesh)
+        opened = GroundTruthJudge(model, batched=judge.kind == "sampler", parallel=judge.parallel)
+        stack.callback(opened.close)
+        yield opened
+
+
+def _policy_of(judge: JudgeConfig) -> PolicySource:
+    if judge.path == "smollm2":
+        return PolicySource("smollm2")
+    return PolicySource("gguf" if judge.path.endswith(".gguf") else "stage", judge.path)
+
+
+def _check_judge(judge: JudgeConfig, workdir: pathlib.Path) -> None:
+    try:
+        if judge.kind == "endpoint":
+            with Endpoint(judge.endpoint()) as endpoint:
+                endpoint.check()
+        else:
+            _, tokenizer = describe_source(_policy_of(judge), workdir)
+            Chat(tokenizer, judge.chat_format)
+    except (ValueError, ImportError) as error:
+        raise ConfigError(f"rewards.judge: {error}") from error
