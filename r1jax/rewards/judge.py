@@ -207,7 +207,9 @@ def parse_verdict(text: str) -> Verdict | None:
     while (place := said.find("{", place + 1)) >= 0:
         try:
             found, end = _DECODER.raw_decode(said, place)
-        except (ValueError, RecursionError):
+        except RecursionError:
+            return None
+        except ValueError:
             if _VERDICT_BEGINS.match(said, place):
                 return None
             continue
