@@ -8,7 +8,7 @@ import http.server
 import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 
 def completion(text: str | None, finish_reason: str = "stop") -> bytes:
@@ -24,7 +24,7 @@ def completion(text: str | None, finish_reason: str = "stop") -> bytes:
 class Act:
     """What the server does with a request."""
 
-    body: bytes = b"{}"
+    body: bytes | Callable[[dict], bytes] = b"{}"  # or what makes it of the request
     status: int = 200
     content_type: str = "application/json"
     seconds: float = 0.0  # before it answers
@@ -82,18 +82,18 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             server.keys.append(self.headers["Authorization"])
         server.ended.wait(act.seconds)
         with contextlib.suppress(OSError):
-            self._send(act)
+            self._send(act, act.body if isinstance(act.body, bytes) else act.body(body))
 
-    def _send(self, act: Act) -> None:
+    def _send(self, act: Act, body: bytes) -> None:
         self.send_response(act.status)
         self.send_header("Content-Type", act.content_type)
-        self.send_header("Content-Length", str(len(act.body)))
+        self.send_header("Content-Length", str(len(body)))
         self.send_header("retry-after-ms", "10")
         self.end_headers()
         if not act.trickle:
-            self.wfile.write(act.body)
+            self.wfile.write(body)
             return
-        for byte in act.body:
+        for byte in body:
             self.wfile.write(bytes([byte]))
             time.sleep(act.trickle)
             if self.server.ended.is_set():

@@ -100,19 +100,18 @@ class SamplerChat:
         sampler = self._sampler(longest)
         tokens, lengths = left_pad([prompt.tokens for prompt in prompts], sampler.prompt_width)
         rollout = sampler.sample(self._params, tokens, lengths, _keys(prompts, seed))
-        replies = []
-        for prompt, row, length, finished in zip(
-            prompts, rollout.response_tokens, rollout.response_lengths, rollout.finished, strict=True
-        ):
-            if finished:
-                replies.append(Reply(self._answer(prompt, row[: length - 1].tolist())))
-            else:
-                replies.append(Reply(None, f"cut after {length} tokens"))
-        return replies
+        rows = zip(rollout.response_tokens, rollout.response_lengths, rollout.finished, strict=True)
+        return [
+            self._reply(prompt, row[: length - 1].tolist()) if finished else Reply(None, f"cut after {length} tokens")
+            for prompt, (row, length, finished) in zip(prompts, rows, strict=True)
+        ]
 
-    def _answer(self, prompt: Prompt, tokens: Sequence[int]) -> str:
-        """The text of the answer; nothing where the thinking was not ended."""
-        return split_thinking(self._tokenizer.decode(tokens), prompt.thinking)[1]
+    def _reply(self, prompt: Prompt, tokens: Sequence[int]) -> Reply:
+        """The answer without the thinking. tokens: what was drawn, without the stop token."""
+        thinking, answer, closed = split_thinking(self._tokenizer.decode(tokens), prompt.thinking)
+        if (thinking or prompt.thinking) and not closed:
+            return Reply(None, "the thinking was not ended")
+        return Reply(answer)
 
     def _sampler(self, longest: int) -> Sampler:
         room = self._model.max_positions - self._config.max_new_tokens
