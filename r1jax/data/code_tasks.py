@@ -48,7 +48,13 @@ ON_LISTS: dict[str, tuple[str, Callable[[Any, int], Any]]] = {
 }
 CONSTANTS = range(2, 100)
 TESTS = 6
-_HOMES = ((NUMBERS, ON_NUMBERS), (LISTS, ON_LISTS))
+_Home = tuple[dict[str, tuple[str, Function]], dict[str, tuple[str, Callable[[Any, int], Any]]]]
+_HOMES: tuple[_Home, ...] = ((NUMBERS, ON_NUMBERS), (LISTS, ON_LISTS))
+
+
+def home_of(first: str) -> _Home:
+    """The table that has `first`, and the one of what can follow."""
+    return next(home for home in _HOMES if first in home[0])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,16 +73,13 @@ class Problem:
     @property
     def reference(self) -> str:
         """A right program."""
-        home, on = self._homes()
+        home, on = home_of(self.first)
         return f"def f(xs): return {on[self.then][0].format(e=home[self.first][0], k=self.constant)}"
 
     def result(self, xs: list[int]) -> Any:
         """What f(xs) must return."""
-        home, on = self._homes()
+        home, on = home_of(self.first)
         return on[self.then][1](home[self.first][1](list(xs)), self.constant)
-
-    def _homes(self) -> tuple[dict[str, tuple[str, Function]], dict[str, tuple[str, Callable[[Any, int], Any]]]]:
-        return next((home, on) for home, on in _HOMES if self.first in home)
 
 
 def all_problems() -> Iterator[Problem]:

@@ -6,7 +6,8 @@ Kinds of documents (shares in `CorpusConfig`):
   ("7 + 5 - 3 : seven plus five minus three"), all pairs of some numbers in order, sums held against a target;
 - chat: question, thought and answer in the tags of the R1-Zero template, or (a quarter of them) without tags;
 - forum: "Q: ... A: ..." without tags;
-- bare equations, often wrong.
+- bare equations, often wrong;
+- programs and those who ask for them, where they have a share (`code_corpus`).
 
 Chat and forum answers come in modes: direct (a guess), steps (worked, with careless errors), skip (two operands in one
 step), and careful (errors noticed: "wait no"). Pair searches are guessed, given up after some tries, or searched to the
@@ -22,6 +23,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from r1jax.data import tasks
+from r1jax.data.code_corpus import write_program_document
 from r1jax.data.tasks import ChainSum, PairSearch, Question
 
 _NUMBERS = {
@@ -70,8 +72,9 @@ class CorpusConfig:
 
     documents: int = 60_000
     seed: int = 0
+    programs: float = 0.0  # of all documents: about small programs (`code_corpus`); all that follows is of the others
     pair_search: float = 0.25  # of the questions; the others are chain sums
-    drills: float = 0.36  # of all documents
+    drills: float = 0.36
     facts: float = 0.3  # of the drills
     checks: float = 0.3  # of the drills; the others are readings
     pair_readings: float = 0.35  # of the readings
@@ -320,6 +323,8 @@ def write_checks(rng: np.random.Generator) -> str:
 
 def write_document(rng: np.random.Generator, config: CorpusConfig) -> Document:
     """One document of a kind drawn by the shares of `config`."""
+    if config.programs and rng.random() < config.programs:
+        return Document(*write_program_document(rng))
     kind = rng.random()
     if kind < config.drills * config.facts:
         return Document(write_drill(rng), "drill/facts")

@@ -40,13 +40,3 @@ def worked_examples(
 
 
 CHAIN_SUM_EXAMPLES = worked_examples(CHAIN_SUM_WORKED, CHAIN_SUM_QUESTION)
-
-# (what f(xs) returns, thought, program). Not all of the words that `code_tasks` has.
-PROGRAM_WORKED = (
-    ("the sum of xs times 3", "sum(xs), then * 3.", "def f(xs): return sum(xs) * 3"),
-    ("xs reversed with 8 added at the end", "xs[::-1], then + [8].", "def f(xs): return xs[::-1] + [8]"),
-    ("the last item of xs minus 41", "xs[-1], then - 41.", "def f(xs): return xs[-1] - 41"),
-    ("xs sorted with 70 added at the start", "sorted(xs), behind [70].", "def f(xs): return [70] + sorted(xs)"),
-)
-PROGRAM_QUESTION = "Write f(xs) that returns {expression}."
-PROGRAM_EXAMPLES = worked_examples(PROGRAM_WORKED, PROGRAM_QUESTION)
