@@ -9,8 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from r1jax.data.templates import render_completion
+from r1jax.rewards import other_languages
 from r1jax.rewards.language import (
     REFLECTION_WORDS,
+    check_language,
+    detect_language,
     language_reward,
     language_share,
     reflection_count,
@@ -64,8 +67,9 @@ def test_share_is_target_words_over_all_words() -> None:
 
 
 def test_unknown_target_language_is_an_error() -> None:
-    with pytest.raises(ValueError, match=r"target language must be one of \['en', 'zh'\], got 'fr'"):
-        language_share("sept", "fr")
+    for check in (check_language, lambda target: language_share("sept", target)):
+        with pytest.raises(ValueError, match=r"must be one of \['ar', 'de', 'en', .*\], got 'xx' .* the extra lingua"):
+            check("xx")
 
 
 @given(st.text())
@@ -109,9 +113,36 @@ def test_a_thought_without_words_earns_nothing() -> None:
     assert language_reward(render_completion("7 + 5 = 12", "12"), example("en")) == Score(0.0, reason="no words")
 
 
-def test_a_prompt_language_without_its_own_script_is_ungradable() -> None:
-    score = language_reward(render_completion("sept et cinq", "12"), example("fr"))
+@pytest.mark.parametrize("language", ["fr", "xx"])
+def test_a_prompt_language_that_cannot_be_told_is_ungradable(language: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(other_languages, "is_installed", lambda: False)
+    score = language_reward(render_completion("sept et cinq", "12"), example(language))
     assert (score.value, score.status) == (0.0, Status.UNGRADABLE)
+    assert repr(language) in score.reason
+    assert "extra lingua" in score.reason
+    check_language("en")
+    check_language("zh")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "language"),
+    [
+        ("How many apples are left?", "en"),
+        ("小明有几个苹果？", "zh"),
+        ("用 Python 写一个函数 `def sort_numbers(list_of_numbers)`", "zh"),  # code is in no language
+        (r"求 $\text{max} \sin x$ 的值", "zh"),
+        ("What does 你好 mean?", "en"),
+        (r"$\frac{1}{2} + x = 7$", "en"),
+        ("", "en"),
+    ],
+)
+def test_the_script_of_a_prompt_is_its_language(prompt: str, language: str) -> None:
+    assert detect_language(prompt) == language
+
+
+def test_a_prompt_in_another_script_must_state_its_language() -> None:
+    with pytest.raises(ValueError, match="neither English nor Chinese by script, state its language: 'Сколько"):
+        detect_language("Сколько яблок осталось у Tom?")
 
 
 def test_reflection_words_are_the_papers() -> None:
