@@ -4,8 +4,8 @@
 
 A laptop's CPU, minutes: pretrains a base of 1.6M parameters on documents about one-line Python functions, most of them
 careless; evaluates it; rewards programs that pass all hidden tests of a problem; evaluates again on held-out problems.
-`--config=configs/code_rl.py:seed=1` is another seed. Needs bubblewrap's isolation (Linux); elsewhere set `server` below to
-the address of a grade server (`python -m tools.grade_server`).
+`--config=configs/code_rl.py:seed=1` is another seed. Needs bubblewrap's isolation (Linux); elsewhere set `server`
+below to the address of a grade server (`python -m tools.grade_server`).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def get_config(arg: str = "") -> ConfigDict:
     """The pipeline pretrain, evaluate, rl, evaluate; `arg` is "seed=N" or nothing."""
     name, _, seed = arg.partition("=")
     if arg and (name != "seed" or not seed.isdecimal()):
-        raise ValueError(f"configs/code_rl.py:{arg}: unknown argument; allowed: seed=N with N = 0, 1, 2, ... or nothing")
+        raise ValueError(f"configs/code_rl.py:{arg}: unknown argument; allowed: seed=N with N = 0, 1, ... or nothing")
     return ConfigDict(pipeline(int(seed or 0)), convert_dict=True)
 
 

@@ -51,8 +51,8 @@ class Example:
     answer: str
     task: str
     language: str = "en"  # ISO 639-1 code of the prompt: the target of the language-consistency measure
-    domain: str = ""  # which of the config's reward mixes grades it (`rewards.combine`); empty: the common one
     metadata: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    domain: str = ""  # which of the config's reward mixes grades it (`rewards.combine`); empty: the common one
 
 
 @struct.dataclass

@@ -1,9 +1,9 @@
 """Documents about small programs (`code_tasks`), written by people of mixed care: what a model reads before RL on code.
 
 - notes: what an expression is called ("xs reversed : xs[::-1]");
-- chats and forum posts in which someone asks for a program and someone else answers. Careful authors first say what each
-  part is and put the parts together; hasty ones write a program at once, often with another function, another number or
-  another operation than was asked for; some do not close a bracket or forget a colon.
+- chats and forum posts in which someone asks for a program and someone else answers. Careful authors first say what
+  each part is and put the parts together; hasty ones write a program at once, often with another function, another
+  number or another operation than was asked for; some do not close a bracket or forget a colon.
 """
 
 from __future__ import annotations

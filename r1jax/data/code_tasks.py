@@ -1,9 +1,9 @@
 """Our own small programming problems, for models that know some Python: one function of a list, in one line.
 
 "Write f(xs) that returns the largest of xs plus 7." Every problem comes with hidden tests (lists and what the function
-must return) and a reference program. Problems are told apart by their words and number; the splits are made by a hash of
-that (`tasks.split_of`), so a held-out problem has words that were seen with other numbers, and a number that was not
-seen with these words.
+must return) and a reference program. Problems are told apart by their words and number; the splits are made by a hash
+of that (`tasks.split_of`), so a held-out problem has words that were seen with other numbers, and a number that was
+not seen with these words.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def all_problems() -> Iterator[Problem]:
 
 
 def _inputs(problem: Problem) -> Iterator[list[int]]:
-    """The hidden lists: always the same for a problem; first, last, largest and smallest item are four different ones."""
+    """The hidden lists, the same whenever asked; first, last, largest and smallest item are four different ones."""
     seed = int.from_bytes(hashlib.sha256(problem.question.encode()).digest()[:8], "big")
     rng = np.random.default_rng(seed)
     for _ in range(TESTS):

@@ -259,7 +259,7 @@ class SourceConfig:
     )  # reasoning_gym, tasks: parameters of the task(s)
     size: int = 0  # reasoning_gym, tasks, programs: distinct questions; jsonl, parquet: the first ones, 0 = all
     seed: int = 0  # reasoning_gym, tasks, programs
-    split: str = ""  # a name in tasks.SPLIT_BOUNDS: only the questions that hash to it; empty: all (tasks, programs: 'rl')
+    split: str = ""  # a name in tasks.SPLIT_BOUNDS: only questions that hash to it; empty: all (tasks, programs: 'rl')
 
     def __post_init__(self) -> None:
         if self.kind not in SOURCES:

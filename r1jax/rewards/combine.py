@@ -41,7 +41,7 @@ NONE = "none"  # no accuracy at all: domains without right answers
 class CodeConfig:
     """Where and within what programs run (comparison "code")."""
 
-    server: str = ""  # http://host:port of a grade server, its token in R1JAX_GRADE_TOKEN; empty: a sandbox on this host
+    server: str = ""  # http://host:port of a grade server, its token in R1JAX_GRADE_TOKEN; empty: this host's sandbox
     parallel: int = 2  # programs at once
     partial_credit: bool = False  # the share of tests passed before the first failure, in place of 0
     limits: Limits = dataclasses.field(default_factory=Limits)

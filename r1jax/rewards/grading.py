@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import Protocol
 
 from r1jax.rewards.code_accuracy import CodeGrader, Runner
@@ -19,7 +20,6 @@ from r1jax.rewards.combine import (
     COMPARISONS,
     MODEL_PARTS,
     NONE,
-    CodeConfig,
     RewardConfig,
     Scores,
     VerifyFunction,
@@ -91,7 +91,7 @@ class Grading:
             if self._verify is None:
                 raise ValueError(f"task {example.task!r} is graded by its own verifier, but none was given")
             score = verified(completion, example, self._verify, self.config.partial_credit)
-            return {**waiting, "accuracy": lambda: score}
+            return {**waiting, "accuracy": partial(_known, score)}
         if mix.comparison == "expressions":
             assert self.mathematics is not None
             return {**waiting, "accuracy": self.mathematics.submit(completion, example).result}
@@ -103,11 +103,10 @@ class Grading:
             grader, threads = self._programs
             parts = threads.submit(grader.parts, completion, example)
             names = ("accuracy", *(name for name in CODE_PARTS if name in mix.counted))
-            return waiting | {name: lambda name=name: parts.result()[name] for name in names}
+            return {**waiting, **{name: partial(_part_of, parts, name) for name in names}}
         compare = COMPARISONS.get(mix.comparison)
         if compare is not None:
-            score = compare(completion, example)
-            waiting["accuracy"] = lambda: score
+            waiting["accuracy"] = partial(_known, compare(completion, example))
         return waiting
 
     def flush(self) -> None:
@@ -115,6 +114,14 @@ class Grading:
         for grader in (self._models.judge, *self._models.scalar.values()):
             if grader is not None:
                 grader.flush()
+
+
+def _known(score: Score) -> Score:
+    return score
+
+
+def _part_of(parts: Future[dict[str, Score]], name: str) -> Score:
+    return parts.result()[name]
 
 
 class Batch:

@@ -1,6 +1,6 @@
 """Shaping rewards: for repetition and half-finished tags. Neither is in the R1 papers; each has its source.
 
-The third, DAPO's for overlong responses, depends on the response limit of the update: `algorithms.grpo.overlong_penalty`.
+The third, DAPO's for overlong responses, depends on the update's response limit: `algorithms.grpo.overlong_penalty`.
 """
 
 from __future__ import annotations

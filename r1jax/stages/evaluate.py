@@ -15,6 +15,7 @@ import time
 from collections.abc import Sequence
 
 import jax
+from jax.sharding import Mesh
 
 from r1jax.data.sources import SourceConfig
 from r1jax.data.tokenizer import Tokenizer

@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from r1jax.data import reasoning_tasks
 from r1jax.data.chat import Chat
 from r1jax.data.errors import DataError
+from r1jax.data.tokenizer import HuggingFaceTokenizer, SentencePieceTokenizer, Tokenizer
 from r1jax.rewards.chat_models import ChatModel, Endpoint
 from r1jax.rewards.combine import MODEL_PARTS, RewardConfig
 from r1jax.rewards.grading import Grading, Models, check_grading, needed_models, open_grading
@@ -68,11 +69,16 @@ def _open_judge(judge: JudgeConfig, workdir: pathlib.Path, mesh: Mesh) -> Iterat
         else:
             policy = load_policy(_policy_of(judge), workdir, mesh)
             sampling = SamplingConfig(judge.max_new_tokens, temperature=judge.temperature)
-            chat = Chat(policy.tokenizer, judge.chat_format)
+            chat = _chat(policy.tokenizer, judge.chat_format)
             model = SamplerChat(policy.model, policy.params, policy.tokenizer, chat, sampling, judge.batch_size, mesh)
         opened = GroundTruthJudge(model, batched=judge.kind == "sampler", parallel=judge.parallel)
         stack.callback(opened.close)
         yield opened
+
+
+def _chat(tokenizer: Tokenizer, chat_format: str) -> Chat:
+    assert isinstance(tokenizer, HuggingFaceTokenizer | SentencePieceTokenizer)  # a policy has no other
+    return Chat(tokenizer, chat_format)
 
 
 def _policy_of(judge: JudgeConfig) -> PolicySource:
@@ -88,6 +94,6 @@ def _check_judge(judge: JudgeConfig, workdir: pathlib.Path) -> None:
                 endpoint.check()
         else:
             _, tokenizer = describe_source(_policy_of(judge), workdir)
-            Chat(tokenizer, judge.chat_format)
+            _chat(tokenizer, judge.chat_format)
     except (ValueError, ImportError) as error:
         raise ConfigError(f"rewards.judge: {error}") from error
