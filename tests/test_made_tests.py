@@ -11,8 +11,8 @@ from r1jax.rewards.made_tests import (
     Solution,
     generate_tests,
     passed_tests,
-    telling_tests,
     prompt_for_tests,
+    telling_tests,
     write_tests,
 )
 from r1jax.rewards.programs import CallTest, StdioTest
