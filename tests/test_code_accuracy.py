@@ -18,7 +18,7 @@ from r1jax.rewards.code_accuracy import (
     speed_reward,
 )
 from r1jax.rewards.programs import ProblemError, extract_program, parse_problem, same_output, same_value
-from r1jax.rewards.sandbox import Limits, Sandbox, SandboxUnavailableError
+from r1jax.rewards.sandbox import Limits, Outcome, Sandbox, SandboxUnavailableError
 from r1jax.types import Example, Status
 
 CALLS = [
@@ -192,6 +192,21 @@ def test_speed_is_beside_the_reference_solution(sandbox: Sandbox) -> None:
     wrong = speed(RIGHT, reference="def sort_42(n): return n")
     assert wrong.status is Status.UNGRADABLE
     assert wrong.reason == "the reference fails its own tests: test 1: another result"
+
+
+@pytest.mark.parametrize(("cpu", "wall", "passed"), [(1.0, 1.0, 8), (0.1, 9.0, 7), (0.7, 6.0, 10)])
+def test_many_tests_share_a_bound(cpu: float, wall: float, passed: int) -> None:
+    class Slow:
+        limits = Limits(wall_seconds=8.0, cpu_seconds=1)
+
+        def run(self, *args: Any, **kwargs: Any) -> Outcome:
+            return Outcome("exited", 0, None, b"1", b"", wall, cpu)
+
+    problem = parse_problem({"stdio": [{"input": "", "output": "1"}] * 10})
+    verdict = run_tests("print(1)", problem, Slow())
+    # 8 s of CPU time (the ninth run is too much) or 64 s of wall-clock time (the eighth takes it to 72).
+    assert verdict.passed == passed
+    assert verdict.reason == ("" if verdict.right else f"test {verdict.passed + 1}: too slow, all tests together")
 
 
 def test_a_missing_compiler_is_never_a_wrong_program(sandbox: Sandbox) -> None:

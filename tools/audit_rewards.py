@@ -1,14 +1,16 @@
-"""Audits the graders: `python -m tools.audit_rewards [--pairs N] [--readme README.md]`.
+"""Audits the graders: `python -m tools.audit_rewards [--pairs N] [--no-code] [--readme README.md]`.
 
 Every grader runs over cases whose truth is known by construction (`r1jax/rewards/audit_*.py`), never from a grader. The
 table has, for each, the rates of false positives (a wrong answer rewarded) and false negatives (a right one not
 rewarded, though graded) with 95 % bounds (Clopper-Pearson), the share that got no grade, and the answers per second.
-`--readme` puts the table between the lines `<!-- audit -->` and `<!-- /audit -->` of a file.
+`--readme` puts the table between the lines `<!-- audit -->` and `<!-- /audit -->` of a file. Programs run in the
+sandbox; where there is none, the audit says so and ends, unless `--no-code` leaves them out.
 """
 
 from __future__ import annotations
 
 import argparse
+import concurrent.futures
 import dataclasses
 import pathlib
 import tempfile
@@ -20,11 +22,14 @@ from scipy.stats import beta
 from r1jax.rewards.audit_algebra import ALGEBRA
 from r1jax.rewards.audit_attacks import formed, make_attacks, make_language_texts, make_ordinary
 from r1jax.rewards.audit_cases import VALUES, Pair, found_pairs, make_pairs
+from r1jax.rewards.audit_code import LIMITS, CodeCase, make_code_cases, make_tasks
+from r1jax.rewards.code_accuracy import CodeGrader
 from r1jax.rewards.format import format_reward
 from r1jax.rewards.language import language_reward
 from r1jax.rewards.math_accuracy import accuracy
 from r1jax.rewards.math_grader import MathGrader
 from r1jax.rewards.math_verify_alone import verify_alone
+from r1jax.rewards.sandbox import Sandbox, SandboxUnavailableError
 from r1jax.rewards.workers import Ending, WorkerPool
 from r1jax.types import Example, Score, Status
 from tools.command_line import run_tool
@@ -158,24 +163,57 @@ def language_row(count: int) -> Row:
     return Row("language reward", cases, seconds)
 
 
-# The graders in the order of the table; those of code tasks go behind the mathematics.
-def audit(
-    pairs: int, attacks: int, texts: int, workers: int, seconds: float, seed: int = 0, alone: bool = True
-) -> list[Row]:
-    """Runs everything. `pairs` are at least so many of each truth, `attacks` and `texts` at least so many in all.
+def code_row(cases: Sequence[CodeCase], sandbox: Sandbox) -> Row:
+    """Programs against hidden tests. A program that is too slow is wrong, not without a grade."""
+    grader = CodeGrader(sandbox)
+    for example in {case.example.id: case.example for case in cases}.values():
+        grader.check_problem(example)
+    began = time.monotonic()
+    with concurrent.futures.ThreadPoolExecutor(sandbox.parallel) as pool:
+        scores = list(pool.map(lambda case: grader(case.text, case.example), cases))
+    seconds = time.monotonic() - began
+    shown = [f"{case.example.id}, {score.reason}: {case.text!r}" for case, score in zip(cases, scores, strict=True)]
+    judged = [Case(c.kind, text, c.right, score) for c, text, score in zip(cases, shown, scores, strict=True)]
+    return Row("code, tests in the sandbox", judged, seconds)
 
-    alone: also math-verify without us.
-    """
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """How many cases at least: `pairs` of each truth, the others in all."""
+
+    pairs: int = 2000
+    attacks: int = 200
+    texts: int = 100
+    tasks: int = 72  # each with some 60 programs; none without a sandbox
+
+
+# The graders in the order of the table.
+def audit(
+    sizes: Sizes, workers: int, seconds: float, sandbox: Sandbox | None = None, seed: int = 0, alone: bool = True
+) -> list[Row]:
+    """Runs everything; code tasks where there is a sandbox. alone: also math-verify without us."""
     makers = VALUES | ALGEBRA
-    maths = make_pairs(makers, -(-pairs // len(makers)), seed) + found_pairs()
+    maths = make_pairs(makers, -(-sizes.pairs // len(makers)), seed) + found_pairs()
     with MathGrader(workers, seconds) as grader:
         grader(formed("x"), Example(id="", question="", answer="y", task="math"))  # the processes have started
         rows = list(maths_rows(maths, grader))
         if alone:
             rows.append(math_verify_row(maths, workers, seconds))
-        rows += attack_rows(attacks, grader)
-        rows.append(language_row(texts))
+        if sandbox is not None:
+            rows.append(code_row(make_code_cases(make_tasks(sizes.tasks, seed)), sandbox))
+        rows += attack_rows(sizes.attacks, grader)
+        rows.append(language_row(sizes.texts))
     return rows
+
+
+def open_sandbox(parallel: int) -> Sandbox:
+    """A sandbox that was checked. ValueError, naming what to do, where there is none."""
+    sandbox = Sandbox(LIMITS, parallel)
+    try:
+        sandbox.check()
+    except SandboxUnavailableError as error:
+        raise ValueError(f"code tasks need the sandbox, --no-code leaves them out: {error}") from error
+    return sandbox
 
 
 def put_into(readme: pathlib.Path, text: str) -> None:
@@ -190,17 +228,17 @@ def put_into(readme: pathlib.Path, text: str) -> None:
 def main() -> None:
     """Prints the table and every error of the project's own graders."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pairs", type=int, default=2000, help="mathematics pairs of each truth")
-    parser.add_argument("--attacks", type=int, default=200)
-    parser.add_argument("--texts", type=int, default=100)
+    for field in dataclasses.fields(Sizes):
+        parser.add_argument(f"--{field.name}", type=int, default=field.default)
+    parser.add_argument("--no-code", action="store_true", help="no code tasks: there is no sandbox")
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--seconds", type=float, default=5.0, help="time limit of one answer")
+    parser.add_argument("--seconds", type=float, default=5.0, help="time limit of one mathematics answer")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--readme", type=pathlib.Path)
     arguments = parser.parse_args()
-    rows = audit(
-        arguments.pairs, arguments.attacks, arguments.texts, arguments.workers, arguments.seconds, arguments.seed
-    )
+    sandbox = None if arguments.no_code else open_sandbox(arguments.workers)
+    sizes = Sizes(arguments.pairs, arguments.attacks, arguments.texts, arguments.tasks)
+    rows = audit(sizes, arguments.workers, arguments.seconds, sandbox, arguments.seed)
     for row in rows:
         if "alone" in row.name or "`math`" in row.name:
             continue

@@ -35,6 +35,7 @@ from r1jax.rewards.sandbox import Limits, Outcome, SandboxUnavailableError, pyth
 from r1jax.types import Example, Score, Status
 
 MEASURES = frozenset({"lint", "runs", "speed"})  # beside accuracy
+RUNS_TOGETHER = 8  # the tests of a problem may together take the time of so many runs at their limit
 
 # Calls the function (or the method of a class Solution, as LiveCodeBench has it) with every list of arguments, prints
 # the results as one JSON line on the real standard output, which the program's own prints do not reach. It runs beside
@@ -140,7 +141,8 @@ def run_tests(
 ) -> Verdict:
     """Puts a program to all tests of a problem; it stops at the first that fails.
 
-    Each test of standard input is a run with all of the runner's limits; calls of a function share one run.
+    Each test of standard input is a run with all of the runner's limits, up to `RUNS_TOGETHER` times their seconds for
+    all tests; calls of a function share one run.
 
     Raises:
       SandboxUnavailableError: nothing can be said about the program.
@@ -151,13 +153,16 @@ def run_tests(
     built = build_program(program, runner, problem.language, languages)
     if isinstance(built, str):
         return Verdict(0, total, built)
-    seconds = 0.0
+    limits = runner.limits
+    seconds = wall = 0.0
     for i, test in enumerate(problem.tests):
         assert isinstance(test, StdioTest)
         outcome = run_job(runner, languages[problem.language].command, built, test.stdin.encode())
-        seconds += outcome.cpu_seconds
+        seconds, wall = seconds + outcome.cpu_seconds, wall + outcome.wall_seconds
         if not outcome.ok:
             return Verdict(i, total, f"test {i + 1}: {_failure(outcome)}", seconds)
+        if seconds > RUNS_TOGETHER * limits.cpu_seconds or wall > RUNS_TOGETHER * limits.wall_seconds:
+            return Verdict(i, total, f"test {i + 1}: too slow, all tests together", seconds)
         if not same_output(outcome.stdout.decode("utf-8", errors="replace"), test.expected):
             return Verdict(i, total, f"test {i + 1}: another output", seconds)
     return Verdict(total, total, seconds=seconds)

@@ -29,7 +29,7 @@ _WORD = re.compile(
     f"(?P<zh>[{_HAN}])|(?P<en>[{_LATIN}]+(?:['\u2019][{_LATIN}]+)*)|(?P<other>(?:(?![{_HAN}{_LATIN}])[^\\W\\d_])+)"
 )
 _LATIN_LETTERS = re.compile(f"[{_LATIN}]+")
-_NO_LANGUAGE = re.compile(
+NO_LANGUAGE = re.compile(
     "|".join(
         (
             *(re.escape(tag) for tag in TAGS),
@@ -87,7 +87,7 @@ def word_counts(text: str) -> dict[str, int]:
 
 
 def _without_code(text: str) -> str:
-    return _NO_LANGUAGE.sub(_other_scripts, text)
+    return NO_LANGUAGE.sub(_other_scripts, text)
 
 
 def _count_words(text: str) -> dict[str, int]:

@@ -5,8 +5,9 @@ It follows `language.word_counts` from left to right. What only a later characte
 where it closes and added where it turns out to be none. So every character, and with it every string, is for each state
 one affine map of the two registers (`Effect`), and strings that do the same from every state share one row (`Rows`).
 
-Differences from the text version: a region has no longest length (there 4,000 characters); a region that is never
-closed is counted as words without looking for code and mathematics inside of it.
+Differences from the text version: code and mathematics have no longest length (there 4,000 characters); where an
+opening turns out never to be closed, all Latin words behind it count, those too that stand in code or mathematics of
+their own. Words of other scripts count everywhere in both.
 """
 
 from __future__ import annotations
