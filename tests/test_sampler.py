@@ -156,6 +156,29 @@ def test_a_stream_is_the_sampled_response_in_parts(params, sampler):
     assert ends == {True, False}
 
 
+def test_rows_are_told_of_once_when_they_are_done_and_most_of_them_before_the_end(params, sampler):
+    batch = make_batch(20)
+    told: dict[int, tuple[list[int], int]] = {}
+    calls: list[list[int]] = []
+
+    def finished(rollout, rows):
+        calls.append(rows.tolist())
+        for row in rows.tolist():
+            assert row not in told
+            length = int(rollout.response_lengths[row])
+            told[row] = rollout.response_tokens[row, :length].tolist(), length
+
+    rollout = sampler.sample(params, *batch, finished=finished)
+    assert_same_rows(rollout, sampler.sample(params, *batch))
+    assert sorted(told) == list(range(20))
+    for row, (tokens, length) in told.items():
+        assert length == rollout.response_lengths[row]
+        assert tokens == rollout.response_tokens[row, :length].tolist()
+    assert len(calls) > 2
+    assert not rollout.finished[calls[-1]].all()  # the last call has those that the limit cut
+    assert rollout.finished[np.concatenate(calls[:-1])].all()
+
+
 def test_a_stream_may_be_left_and_refuses_what_sample_refuses(params, sampler):
     stream = sampler.stream(params, [50, 51], jax.random.key(0))
     first = next(stream)

@@ -45,11 +45,11 @@ def write_program_document(rng: np.random.Generator) -> tuple[str, str, str]:
 
 
 def _sample_problem(rng: np.random.Generator) -> Problem:
-    problems = _CORPUS_PROBLEMS
+    problems = CORPUS_PROBLEMS
     return problems[int(rng.integers(len(problems)))]
 
 
-_CORPUS_PROBLEMS = tuple(problem for problem in all_problems() if split_of(problem.question) == "corpus")
+CORPUS_PROBLEMS = tuple(problem for problem in all_problems() if split_of(problem.question) == "corpus")
 
 
 def _note(rng: np.random.Generator, problem: Problem) -> str:

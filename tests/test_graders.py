@@ -1,0 +1,114 @@
+"""What a stage makes of its rewards before it starts, and programs graded through what it opens."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+import socket
+
+import pytest
+from test_sandbox import isolated
+
+from r1jax.data.code_tasks import make_examples
+from r1jax.data.errors import DataError
+from r1jax.data.templates import render_completion
+from r1jax.rewards import grading
+from r1jax.rewards.combine import RewardConfig
+from r1jax.rewards.judge import JudgeConfig
+from r1jax.rewards.sandbox import Sandbox, SandboxUnavailableError
+from r1jax.settings import ConfigError
+from r1jax.sharding import MeshConfig, make_mesh
+from r1jax.stages.graders import check_rewards, stage_grading
+from r1jax.types import Example, Score, Status
+
+CODE = RewardConfig(comparison="code")
+(PROBLEM,) = make_examples(1, "rl", 0)
+HERE = pathlib.Path()
+
+
+def free_port() -> int:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return int(server.getsockname()[1])
+
+
+def without_isolation(sandbox: Sandbox) -> None:
+    raise SandboxUnavailableError("user namespaces are blocked")
+
+
+@pytest.mark.parametrize(
+    ("rewards", "example", "message"),
+    [
+        (
+            RewardConfig(accuracy=0.0, safety=1.0),
+            PROBLEM,
+            "rewards: safety need reward models, and none is configured",
+        ),
+        (
+            RewardConfig(language=1.0),
+            dataclasses.replace(PROBLEM, language="tlh"),
+            "source: example .*: target language must be one of .*, got 'tlh'",
+        ),
+        (CODE, dataclasses.replace(PROBLEM, metadata={"function": "f"}), "source: example .* stdio, calls or test_cas"),
+        (RewardConfig(), dataclasses.replace(PROBLEM, answer=""), "source: example .*: no reference answer"),
+    ],
+)
+def test_what_cannot_be_graded_is_refused_before_the_start(
+    rewards: RewardConfig, example: Example, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Sandbox, "check", lambda sandbox: None)
+    with pytest.raises((DataError, ConfigError), match=message):
+        check_rewards(rewards, {"source": [PROBLEM, example]}, HERE)
+
+
+def test_without_isolation_nothing_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Sandbox, "check", without_isolation)
+    with pytest.raises(ConfigError, match="rewards: programs cannot be graded: user namespaces are blocked"):
+        check_rewards(CODE, {"source": [PROBLEM]}, HERE)
+
+
+def test_a_judge_that_does_not_answer_is_told_before_the_start() -> None:
+    pytest.importorskip("openai")
+    judge = JudgeConfig(url=f"http://127.0.0.1:{free_port()}/v1", model="m", retries=0, seconds=5.0)
+    with pytest.raises(ConfigError, match=r"rewards\.judge: .*127\.0\.0\.1"):
+        check_rewards(RewardConfig(comparison="judge", judge=judge), {"source": [PROBLEM]}, HERE)
+
+
+@isolated
+def test_programs_are_graded_while_others_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    wrong = "def f(xs): return 0"
+    texts = [
+        render_completion("so", PROBLEM.answer),
+        render_completion("so", wrong),
+        render_completion("so", "def f(xs) return 0"),
+        "no program",
+    ]
+    mesh = make_mesh(MeshConfig())
+    with stage_grading(dataclasses.replace(CODE, runs=0.5, lint=0.0), HERE, mesh) as opened:
+        batch = opened.begin()
+        for i, text in enumerate(texts):
+            batch.add(i, text, [], PROBLEM)
+        scores = batch.scores()
+        assert [score.total for score in scores] == [2.5, 1.5, 1.0, 0.0]
+        assert [score.parts["runs"].value for score in scores] == [1.0, 1.0, 0.0, 0.0]
+        monkeypatch.setattr(Sandbox, "run", without_isolation_now)
+        batch = opened.begin()
+        for i, text in enumerate(texts):
+            batch.add(i, text, [], PROBLEM)
+        lost = batch.scores()
+    assert [score.total for score in lost] == [None, None, 1.0, 0.0]
+    assert lost[0].parts["accuracy"].status is Status.UNGRADABLE
+    assert lost[3].parts["accuracy"] == Score(0.0, reason="no program in a single final answer")
+
+
+def without_isolation_now(*_: object, **__: object) -> None:
+    raise SandboxUnavailableError("the server is gone")
+
+
+def test_only_what_the_mixes_name_is_opened() -> None:
+    with grading.open_grading(RewardConfig()) as opened:
+        assert opened.mathematics is None
+        assert opened._programs is None
+    assert grading.needed_models(RewardConfig()) == set()
+    general = {"chat": {"comparison": "none", "accuracy": 0.0, "helpfulness": 1.0}}
+    assert grading.needed_models(RewardConfig(domains=general)) == {"helpfulness"}
