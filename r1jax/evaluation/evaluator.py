@@ -10,6 +10,7 @@ import numpy as np
 
 from r1jax.evaluation.estimators import Evaluation
 from r1jax.rewards.answer import extract_final_answer
+from r1jax.rewards.combine import Scores
 from r1jax.rewards.grading import Grading
 from r1jax.rewards.language import language_share, reflection_count, thought_of
 from r1jax.rewards.math_accuracy import answer_key
@@ -53,7 +54,7 @@ def evaluation_of(parts: Sequence[GradedRollout]) -> Evaluation:
         return np.array(values, dtype).reshape(shape)
 
     accuracies = [score.parts["accuracy"] for score in scores]
-    shares = [language_share(thought_of(text), examples[i // samples].language) for i, text in enumerate(texts)]
+    shares = [_share(*pair, examples[i // samples]) for i, pair in enumerate(zip(texts, scores, strict=True))]
     graded = table([a.graded for a in accuracies], bool)
     correct = table([is_right(a) for a in accuracies], bool)
     votes = [_vote(text, examples[i // samples]) for i, text in enumerate(texts)]
@@ -71,6 +72,11 @@ def evaluation_of(parts: Sequence[GradedRollout]) -> Evaluation:
         reflection=table([reflection_count(text) for text in texts], np.int64),
         groups=[f"{e.task}, {s} steps" for e, s in zip(examples, steps, strict=True)] if None not in steps else None,
     )
+
+
+def _share(text: str, scores: Scores, example: Example) -> float | None:
+    """The share of words in the example's language; None without a word, or where that language cannot be told."""
+    return language_share(thought_of(text), example.language) if scores.parts["language"].graded else None
 
 
 def is_right(score: Score) -> bool:
