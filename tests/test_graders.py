@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import pathlib
 import socket
 
@@ -11,6 +12,7 @@ from test_sandbox import isolated
 
 from r1jax.data.code_tasks import make_examples
 from r1jax.data.errors import DataError
+from r1jax.data.sources import ColumnMapping, SourceConfig
 from r1jax.data.templates import render_completion
 from r1jax.rewards import grading
 from r1jax.rewards.combine import RewardConfig
@@ -18,6 +20,7 @@ from r1jax.rewards.judge import JudgeConfig
 from r1jax.rewards.sandbox import Sandbox, SandboxUnavailableError
 from r1jax.settings import ConfigError
 from r1jax.sharding import MeshConfig, make_mesh
+from r1jax.stages.checks import source_of
 from r1jax.stages.graders import check_rewards, stage_grading
 from r1jax.types import Example, Score, Status
 
@@ -103,6 +106,18 @@ def test_programs_are_graded_while_others_come(monkeypatch: pytest.MonkeyPatch) 
 
 def without_isolation_now(*_: object, **__: object) -> None:
     raise SandboxUnavailableError("the server is gone")
+
+
+def test_the_questions_own_language_can_decide_the_target(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "questions.jsonl"
+    rows = ["What is seven plus five?", "七加五是多少?", "7 + 5"]
+    path.write_text("".join(json.dumps({"question": q, "answer": "12"}) + "\n" for q in rows))
+    columns = ColumnMapping(default_language="auto")
+    source = source_of("source", SourceConfig(kind="jsonl", path=str(path), columns=columns))
+    assert [example.language for example in source] == ["en", "zh", "en"]
+    path.write_text(json.dumps({"question": "Сколько будет семь плюс пять?", "answer": "12"}) + "\n")
+    with pytest.raises(DataError, match=r"source: example .* neither English nor Chinese by script"):
+        source_of("source", SourceConfig(kind="jsonl", path=str(path), columns=columns))
 
 
 def test_only_what_the_mixes_name_is_opened() -> None:

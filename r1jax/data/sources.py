@@ -22,6 +22,8 @@ from r1jax.data import code_tasks, reasoning_tasks, tasks
 from r1jax.data.errors import DataError
 from r1jax.types import Example
 
+AUTO = "auto"  # in place of a language: whoever asks looks at the question
+
 
 class ExampleSource(Sequence[Example]):
     """Examples in memory, with a fingerprint of their content that the iterator's state carries."""
@@ -58,7 +60,7 @@ class ColumnMapping:
     answer_form: str = "plain"  # a key of ANSWER_FORMS: how the reference answer stands in its column
     id: str = ""  # empty: file name and row number
     language: str = ""  # empty: `default_language`
-    default_language: str = "en"
+    default_language: str = "en"  # AUTO: English or Chinese, by the script of the question
     domain: str = ""  # empty: `default_domain`
     default_domain: str = ""
     metadata: tuple[str, ...] = ()  # columns to keep as they are

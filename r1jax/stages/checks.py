@@ -13,9 +13,10 @@ from typing import Any
 from jax.sharding import Mesh
 
 from r1jax.data.errors import DataError
-from r1jax.data.sources import SourceConfig, make_source
+from r1jax.data.sources import AUTO, ExampleSource, SourceConfig, make_source
 from r1jax.data.tokenizer import Tokenizer
 from r1jax.model.config import ModelConfig
+from r1jax.rewards.language import detect_language
 from r1jax.rollout import DecodingConfig, PromptConfig, encode_prompts
 from r1jax.settings import ConfigError
 from r1jax.sharding import BATCH_AXES, batch_shards
@@ -27,15 +28,29 @@ Planned = Mapping[pathlib.Path, ModelConfig]
 
 
 def source_of(field: str, config: SourceConfig) -> Sequence[Example]:
-    """All examples of a source; what is wrong with it is said with the field's name in front."""
+    """All examples of a source, each with its language; what is wrong is said with the field's name in front."""
     try:
-        return make_source(config)
+        return _with_languages(make_source(config))
     except DataError as error:
         raise DataError(f"{field}: {error}") from error
     except ValueError as error:
         raise ConfigError(f"{field}: {error}") from error
     except OSError as error:
         raise DataError(f"{field}: {error.filename or config.path}: {error.strerror}") from error
+
+
+def _with_languages(source: ExampleSource) -> ExampleSource:
+    """The examples with the language of their question where the source left that open."""
+    if not any(example.language == AUTO for example in source):
+        return source
+    told = []
+    for example in source:
+        try:
+            language = detect_language(example.question) if example.language == AUTO else example.language
+        except ValueError as error:
+            raise DataError(f"example {example.id!r}: {error}") from error
+        told.append(dataclasses.replace(example, language=language))
+    return ExampleSource(source.name, told)
 
 
 @dataclasses.dataclass(frozen=True)
