@@ -30,7 +30,7 @@ def pipeline(seed: int) -> dict:
     rewards = {"accuracy": 1.0, "format": 0.5, "comparison": "code", "code": {"server": ""}}
     pretrain = {
         "seed": seed,
-        "steps": 400,
+        "steps": 600,
         "rows": 16,
         "row_length": 160,
         "model": {"preset": "tiny_mla_moe"},
@@ -39,7 +39,7 @@ def pipeline(seed: int) -> dict:
             "learning_rate": 3e-3,
             "schedule": "cosine",
             "warmup_steps": 40,
-            "total_steps": 400,
+            "total_steps": 600,
             "final_fraction": 0.05,
             "b2": 0.98,
             "weight_decay": 0.01,
@@ -49,7 +49,7 @@ def pipeline(seed: int) -> dict:
         "seed": seed,
         "rollouts": ROLLOUTS,
         "init": {"kind": "stage", "path": "../pretrain"},
-        "source": {"kind": "programs", "split": "rl", "size": 1248, "seed": seed},
+        "source": {"kind": "programs", "split": "rl", "size": 522, "seed": seed},
         "prompt": PROMPT,
         "decoding": decoding,
         "prompts": 16,
@@ -70,7 +70,7 @@ def pipeline(seed: int) -> dict:
         "evaluation": {"source": {"kind": "programs", "split": "validation", "size": 16}, "every": 10},
     }
     evaluate = {
-        "source": {"kind": "programs", "split": "evaluation", "size": 120},
+        "source": {"kind": "programs", "split": "evaluation", "size": 97},
         "samples": 8,
         "prompt": PROMPT,
         "decoding": decoding,

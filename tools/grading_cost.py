@@ -23,6 +23,7 @@ from r1jax.rollout import GradedRollout, grade, load_graded
 from r1jax.settings import from_config
 from r1jax.sharding import make_mesh
 from r1jax.stages.graders import stage_grading
+from r1jax.stages.policy import PolicySource, load_policy
 from r1jax.stages.rl_config import RLConfig
 from tools.command_line import run_tool
 
@@ -55,8 +56,10 @@ def main() -> None:
         for row in read_rows(folder / "metrics.jsonl")
         if "update" in row.get("time", {})
     ]
+    mesh = make_mesh(config.mesh)
+    policy = load_policy(PolicySource("stage", str(folder)), folder, mesh)
     before, began = cpu_seconds(), time.monotonic()
-    with stage_grading(config.rewards, folder, make_mesh(config.mesh)) as grading:
+    with stage_grading(config.rewards, folder, mesh, policy, config.decoding) as grading:
         again = [grade(r.rollout, r.texts, r.examples, grading) for r in rollouts]
     cpu, wall = cpu_seconds() - before, time.monotonic() - began
     answers = sum(len(r.texts) for r in rollouts)

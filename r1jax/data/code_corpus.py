@@ -19,8 +19,8 @@ NOTES = 0.2  # of all documents
 FORUM = 0.15
 UNTAGGED = 0.25  # of the chats
 CAREFUL = 0.3  # of the authors
-SLIP = 0.08  # of careful authors, for each part
-HASTY_SLIP = 0.35  # of hasty ones, for each part
+SLIP = 0.06  # of careful authors, for each part
+HASTY_SLIP = 0.4  # of hasty ones, for each part
 BROKEN = 0.12  # programs that do not parse
 
 

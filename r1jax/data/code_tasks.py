@@ -46,7 +46,7 @@ ON_LISTS: dict[str, tuple[str, Callable[[Any, int], Any]]] = {
     "with {k} added at the start": ("[{k}] + {e}", lambda value, k: [k, *value]),
     "with {k} added at the end": ("{e} + [{k}]", lambda value, k: [*value, k]),
 }
-CONSTANTS = range(2, 100)
+CONSTANTS = range(2, 42)
 TESTS = 6
 _Home = tuple[dict[str, tuple[str, Function]], dict[str, tuple[str, Callable[[Any, int], Any]]]]
 _HOMES: tuple[_Home, ...] = ((NUMBERS, ON_NUMBERS), (LISTS, ON_LISTS))

@@ -111,6 +111,11 @@ def extract_final_answer(text: str) -> str | None:
     return _final_answer(text, list(_TAG.finditer(text)))
 
 
+def is_statable(answer: str) -> bool:
+    """Whether a completion can give this answer between its tags: it is not blank and contains no tag."""
+    return bool(normalize_space(answer)) and not _TAG.search(normalize_space(answer))
+
+
 def exact_match(completion: str, example: Example) -> Score:
     """1 where the final answer is the reference answer but for white space, else 0. Case and spelling count.
 
@@ -118,7 +123,7 @@ def exact_match(completion: str, example: Example) -> Score:
     reference, or one that contains a tag, cannot be stated by any completion: UNGRADABLE.
     """
     gold = normalize_space(example.answer)
-    if not gold or _TAG.search(gold):
+    if not is_statable(example.answer):
         return Score(0.0, Status.UNGRADABLE, f"reference answer {example.answer!r} is blank or contains a tag")
     answer = extract_final_answer(completion)
     if answer is None:

@@ -78,6 +78,7 @@ class RewardConfig:
     comparison: str = "math"  # a key of COMPARISONS, or "none"
     domains: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
     """Domain of the examples -> the weights and the comparison that differ there."""
+    on_device: bool = False  # read format, language and exact answers off the tokens, in compiled programs
     grading_seconds: float = 5.0  # "expressions": longest time for one answer; then it has no grade
     grading_workers: int = 2  # "expressions": processes
     partial_credit: bool = False  # False: a verifier's value below 1 counts as 0, so that listing answers earns nothing
@@ -116,9 +117,9 @@ class RewardConfig:
         return tuple(self.mix(domain) for domain in ("", *self.domains))
 
 
-_OTHER_FIELDS = {"repetition_n", "comparison", "domains", "grading_seconds", "grading_workers", "partial_credit"}
-WEIGHTS = tuple(
-    field.name for field in dataclasses.fields(RewardConfig) if field.name not in {*_OTHER_FIELDS, "code", "judge"}
+# The fields above that are weights.
+WEIGHTS = (
+    *("accuracy", "format", "language", "tag_count", "repetition", "lint", "runs", "speed", "helpfulness", "safety"),
 )
 
 
@@ -169,9 +170,14 @@ def combine(parts: Mapping[str, Score], mix: Mix) -> Scores:
     return Scores(sum(weight * parts[name].value for name, weight in mix.counted.items()), parts)
 
 
-def text_parts(completion: str, tokens: Sequence[int], example: Example, config: RewardConfig) -> dict[str, Score]:
-    """The parts that the text alone decides: those that are always measured, and the shaping ones that count."""
-    parts = {name: reward(completion, example) for name, reward in MEASURED.items()}
+def measured_parts(completion: str, example: Example) -> dict[str, Score]:
+    """The parts that are always measured, read off the text."""
+    return {name: reward(completion, example) for name, reward in MEASURED.items()}
+
+
+def shaping_parts(completion: str, tokens: Sequence[int], example: Example, config: RewardConfig) -> dict[str, Score]:
+    """The shaping rewards that count."""
+    parts = {}
     counted = config.mix(example.domain).counted
     if "tag_count" in counted:
         parts["tag_count"] = Score(tag_count_reward(completion))

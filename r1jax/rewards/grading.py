@@ -24,10 +24,12 @@ from r1jax.rewards.combine import (
     Scores,
     VerifyFunction,
     combine,
+    measured_parts,
     needs_verifier,
-    text_parts,
+    shaping_parts,
     verified,
 )
+from r1jax.rewards.device_rewards import DeviceRewards
 from r1jax.rewards.grade_service import RemoteSandbox, read_token
 from r1jax.rewards.judge import GroundTruthJudge
 from r1jax.rewards.language import check_language
@@ -68,9 +70,11 @@ class Grading:
         mathematics: MathGrader | None,
         programs: tuple[CodeGrader, ThreadPoolExecutor] | None,
         models: Models,
+        device: DeviceRewards | None = None,
     ) -> None:
         self.config = config
         self.mathematics = mathematics
+        self.device = device
         self._verify = verify
         self._programs = programs
         self._models = models
@@ -105,9 +109,14 @@ class Grading:
             names = ("accuracy", *(name for name in CODE_PARTS if name in mix.counted))
             return {**waiting, **{name: partial(_part_of, parts, name) for name in names}}
         compare = COMPARISONS.get(mix.comparison)
-        if compare is not None:
+        if compare is not None and not self.is_matched_on_device(example):
             waiting["accuracy"] = partial(_known, compare(completion, example))
         return waiting
+
+    def is_matched_on_device(self, example: Example) -> bool:
+        """Whether the device compares the answer of an example."""
+        exact = self.config.mix(example.domain).comparison == "exact"
+        return exact and self.device is not None and not needs_verifier(example)
 
     def flush(self) -> None:
         """Lets the models of this process grade what they were given."""
@@ -142,20 +151,38 @@ class Batch:
     def scores(self) -> tuple[Scores, ...]:
         """All scores, in the order of the indices 0, 1, ..."""
         self._grading.flush()
-        config, scores = self._grading.config, []
+        config, measured, scores = self._grading.config, self._measured(), []
         for index in range(len(self._given)):
             completion, tokens, example = self._given[index]
-            parts = text_parts(completion, tokens, example, config)
+            parts = measured[index] | shaping_parts(completion, tokens, example, config)
             parts |= {name: wait() for name, wait in self._started[completion, id(example)].items()}
             scores.append(combine(parts, config.mix(example.domain)))
         return tuple(scores)
 
+    def _measured(self) -> list[dict[str, Score]]:
+        """The parts that are always measured, of every completion, and exact answers where the device reads them."""
+        given = [self._given[index] for index in range(len(self._given))]
+        device = self._grading.device
+        if device is None:
+            return [measured_parts(text, example) for text, _, example in given]
+        parts = device.parts(given)
+        exact = [i for i, one in enumerate(given) if self._grading.is_matched_on_device(one[2])]
+        for i, score in zip(exact, device.matches([given[i] for i in exact]), strict=True):
+            parts[i]["accuracy"] = score
+        return parts
+
 
 @contextlib.contextmanager
 def open_grading(
-    config: RewardConfig, verify: VerifyFunction | None = None, models: Models | None = None
+    config: RewardConfig,
+    verify: VerifyFunction | None = None,
+    models: Models | None = None,
+    device: DeviceRewards | None = None,
 ) -> Iterator[Grading]:
-    """The graders that `config` asks for, while they are needed. `models` must hold those that it names."""
+    """The graders that `config` asks for, while they are needed. `models` must hold those that it names.
+
+    device: what reads the tokens, if `config.on_device`.
+    """
     models = models or Models()
     comparisons = {mix.comparison for mix in config.mixes}
     with contextlib.ExitStack() as stack:
@@ -168,7 +195,9 @@ def open_grading(
         missing = needed_models(config) - {*models.scalar, *(("judge",) if models.judge else ())}
         if missing:
             raise ValueError(f"the rewards need models that were not given: {', '.join(sorted(missing))}")
-        yield Grading(config, verify, mathematics, programs, models)
+        if config.on_device and device is None:
+            raise ValueError("on_device needs the tables of a tokenizer, which were not given")
+        yield Grading(config, verify, mathematics, programs, models, device if config.on_device else None)
 
 
 def needed_models(config: RewardConfig) -> set[str]:

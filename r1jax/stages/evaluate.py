@@ -105,7 +105,7 @@ def run(config: EvaluateConfig, workdir: pathlib.Path) -> None:
     with (
         Interruption() as interruption,
         Progress("evaluate", len(examples)) as progress,
-        stage_grading(config.rewards, workdir, mesh) as grading,
+        stage_grading(config.rewards, workdir, mesh, policy, config.decoding) as grading,
     ):
         for start in range(0, len(examples), per_batch):
             path = workdir / "rollouts" / f"{start:06d}.npz"

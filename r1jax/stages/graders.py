@@ -15,14 +15,16 @@ from r1jax.data.errors import DataError
 from r1jax.data.tokenizer import HuggingFaceTokenizer, SentencePieceTokenizer, Tokenizer
 from r1jax.rewards.chat_models import ChatModel, Endpoint
 from r1jax.rewards.combine import MODEL_PARTS, RewardConfig
+from r1jax.rewards.device_rewards import DeviceRewards
 from r1jax.rewards.grading import Grading, Models, check_grading, needed_models, open_grading
 from r1jax.rewards.judge import GroundTruthJudge, JudgeConfig
 from r1jax.rewards.lint import LintUnavailableError
 from r1jax.rewards.sandbox import SandboxUnavailableError
+from r1jax.rollout import DecodingConfig
 from r1jax.sampling.answers import SamplerChat
 from r1jax.sampling.decode import SamplingConfig
 from r1jax.settings import ConfigError
-from r1jax.stages.policy import PolicySource, describe_source, load_policy
+from r1jax.stages.policy import Policy, PolicySource, describe_source, load_policy
 from r1jax.types import Example
 
 
@@ -49,15 +51,20 @@ def check_rewards(rewards: RewardConfig, sources: Mapping[str, Sequence[Example]
 
 
 @contextlib.contextmanager
-def stage_grading(rewards: RewardConfig, workdir: pathlib.Path, mesh: Mesh) -> Iterator[Grading]:
-    """The graders of a stage, while it runs."""
+def stage_grading(
+    rewards: RewardConfig, workdir: pathlib.Path, mesh: Mesh, policy: Policy, decoding: DecodingConfig
+) -> Iterator[Grading]:
+    """The graders of a stage, while it runs; `policy` and `decoding` say what will be graded."""
     verify = partial(reasoning_tasks.verify, partial_credit=rewards.partial_credit)
     with contextlib.ExitStack() as stack:
         judge = None
         if "judge" in needed_models(rewards):
             assert rewards.judge is not None
             judge = stack.enter_context(_open_judge(rewards.judge, workdir, mesh))
-        yield stack.enter_context(open_grading(rewards, verify, Models(judge)))
+        device = None
+        if rewards.on_device:
+            device = DeviceRewards(policy.tokenizer.token_bytes, policy.model.vocab_size, decoding.max_new_tokens)
+        yield stack.enter_context(open_grading(rewards, verify, Models(judge), device))
 
 
 @contextlib.contextmanager

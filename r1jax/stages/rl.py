@@ -188,7 +188,7 @@ def run(config: RLConfig, workdir: pathlib.Path) -> None:
     policy = load_policy(config.init, workdir, mesh)
     describe_policy(workdir, policy)
     batches = example_iterator(sources["source"], config.seed, config.prompts)
-    with stage_grading(config.rewards, workdir, mesh) as grading:
+    with stage_grading(config.rewards, workdir, mesh, policy, config.decoding) as grading:
         Loop(config, workdir, policy, mesh, batches, sources.get("evaluation.source"), grading).run()
 
 
