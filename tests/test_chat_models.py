@@ -101,7 +101,7 @@ def test_the_check_says_at_the_start_what_is_wrong(monkeypatch):
     with serving(says("y", "length")) as server, endpoint(server.url) as model:
         model.check()
     assert server.requests[0]["max_tokens"] == 1
-    nothing = pytest.raises(JudgeUnavailableError, match="cannot be asked: no connection: ")
+    nothing = pytest.raises(JudgeUnavailableError, match="cannot be asked: no connection: ConnectionRefused")
     with endpoint(server.url, retries=0) as model, nothing:  # nothing listens there any more
         model.check()
     unknown = pytest.raises(JudgeUnavailableError, match="unknown model m")

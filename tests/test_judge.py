@@ -65,6 +65,7 @@ BAD = [
     f"{YES} No, wait: it is wrong.",  # perhaps a quotation, and then no verdict
     f'{{"analysis": "it says {YES}", "correctness": "incorrect"}}',  # a quotation, not escaped
     f'{{"analysis": "it says {YES}',
+    f'{{"confidence": "high", "analysis": "it says {YES}',
     f'{{"analysis": "a",, "correctness": "incorrect"}}\n{YES}',
     f"<think>{YES}",
     '{"a":' * 100_000,
@@ -137,7 +138,8 @@ def test_what_is_decided_without_asking():
         assert judge(completion, EXAMPLE) == Score(0.0, reason="no single final answer")
     long = judge(f"<answer>{'Goethe ' * 500}</answer>", EXAMPLE)
     assert (long.value, long.status) == (0.0, Status.GRADED)
-    assert "3499 characters, more than 2000" in long.reason
+    assert long.reason == "a final answer of 3501 characters as it is shown, more than 2000"
+    assert "more than 2000" in judge(f"<answer>{'<b' * 500}</answer>", EXAMPLE).reason  # six characters for each "<"
     blank = judge("<answer>Goethe</answer>", Example("q", "?", " ", "t"))
     assert blank.status is Status.UNGRADABLE
 
@@ -177,6 +179,16 @@ def test_a_broken_model_is_an_error_and_close_cancels():
     waiting = judge.submit("<answer>x</answer>", EXAMPLE)
     judge.close()
     assert waiting.cancelled()
+
+    class Silent:
+        def ask(self, conversations, seed):
+            return []
+
+    silent = GroundTruthJudge(Silent(), batched=True)
+    future = silent.submit("<answer>x</answer>", EXAMPLE)
+    with pytest.raises(ValueError, match="zip"):
+        silent.flush()
+    assert isinstance(future.exception(timeout=0), ValueError)
 
 
 def responses(content: str) -> tuple[str, str]:

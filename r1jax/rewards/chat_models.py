@@ -247,10 +247,15 @@ def _read(completion: Any, max_tokens: int) -> Reply:
 
 
 def _root(error: BaseException) -> str:
-    """The text of what an error came from in the end."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return str(error)[:_SHOWN] or type(error).__name__
+    """What an error came from in the end, e.g. a refused connection below three layers of "all attempts failed"."""
+    while True:
+        if isinstance(error, BaseExceptionGroup):  # one error for each address of the host
+            error = error.exceptions[-1]
+            continue
+        below = error.__cause__ or error.__context__
+        if below is None:
+            return f"{type(error).__name__}: {error}"[:_SHOWN]
+        error = below
 
 
 def _import_openai() -> ModuleType:

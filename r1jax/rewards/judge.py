@@ -32,7 +32,7 @@ from r1jax.rewards.reward_models import helpfulness_input
 from r1jax.types import Example, Score, Status
 
 KINDS = ("endpoint", "sampler")
-LONGEST_PREDICTION = 2000  # characters
+LONGEST_PREDICTION = 2000  # characters, with what is escaped
 _SHOWN = 120  # characters of a verdict that is none
 _ANALYSIS = 200  # characters of an analysis in a score's reason
 
@@ -173,7 +173,7 @@ class Verdict:
     analysis: str
 
 
-_VERDICT_BEGINS = re.compile(r'\{\s*"(?:analysis|correctness)"')
+_OBJECT_BEGINS = re.compile(r'\{\s*"[^"]*"\s*:')
 _DECODER = json.JSONDecoder(object_pairs_hook=lambda pairs: _without_doubles(pairs))
 
 
@@ -196,8 +196,8 @@ def parse_verdict(text: str) -> Verdict | None:
 
     It must have an `analysis` that is text and a `correctness` that is "correct" or "incorrect", and no key twice.
     Anything may stand before it (thinking, a draft), but only white space and the end of a code fence after it: else it
-    may be a quotation of the prediction. For the same reason there is no verdict where anything begins like one and is
-    not valid JSON: what follows may stand inside it.
+    may be a quotation of the prediction. For the same reason there is no verdict where any object begins that is not
+    valid JSON: what follows may stand inside it.
     """
     said = _after_thought(text)
     if said is None:
@@ -210,7 +210,7 @@ def parse_verdict(text: str) -> Verdict | None:
         except RecursionError:
             return None
         except ValueError:
-            if _VERDICT_BEGINS.match(said, place):
+            if _OBJECT_BEGINS.match(said, place):
                 return None
             continue
         place = end - 1
@@ -273,8 +273,8 @@ class GroundTruthJudge:
             score.set_result(Score(0.0, reason="no single final answer"))
         elif not example.answer.strip():
             score.set_result(Score(0.0, Status.UNGRADABLE, "the reference answer is blank"))
-        elif len(answer) > LONGEST_PREDICTION:
-            reason = f"a final answer of {len(answer)} characters, more than {LONGEST_PREDICTION}"
+        elif (length := len(quoted(answer))) > LONGEST_PREDICTION:
+            reason = f"a final answer of {length} characters as it is shown, more than {LONGEST_PREDICTION}"
             score.set_result(Score(0.0, reason=reason))
         else:
             conversation = truth_conversation(example.question, example.answer, answer)
@@ -290,12 +290,13 @@ class GroundTruthJudge:
             return
         try:
             replies = self._model.ask([conversation for conversation, _ in queue], self._seed)
+            graded = list(zip(queue, map(truth_score, replies), strict=True))
         except BaseException as error:
             for _, score in queue:
                 score.set_exception(error)
             raise
-        for (_, score), reply in zip(queue, replies, strict=True):
-            score.set_result(truth_score(reply))
+        for (_, score), grade in graded:
+            score.set_result(grade)
 
     def close(self) -> None:
         """Drops what has not been asked (its futures are cancelled) and waits for what has."""
