@@ -14,14 +14,18 @@ from r1jax.data.code_tasks import make_examples
 from r1jax.data.errors import DataError
 from r1jax.data.sources import ColumnMapping, SourceConfig
 from r1jax.data.templates import render_completion
+from r1jax.data.tokenizer import ByteTokenizer
+from r1jax.model.presets import get_preset
 from r1jax.rewards import grading
 from r1jax.rewards.combine import RewardConfig
 from r1jax.rewards.judge import JudgeConfig
 from r1jax.rewards.sandbox import Sandbox, SandboxUnavailableError
+from r1jax.rollout import DecodingConfig
 from r1jax.settings import ConfigError
 from r1jax.sharding import MeshConfig, make_mesh
 from r1jax.stages.checks import source_of
 from r1jax.stages.graders import check_rewards, stage_grading
+from r1jax.stages.policy import Policy
 from r1jax.types import Example, Score, Status
 
 CODE = RewardConfig(comparison="code")
@@ -87,7 +91,8 @@ def test_programs_are_graded_while_others_come(monkeypatch: pytest.MonkeyPatch) 
         "no program",
     ]
     mesh = make_mesh(MeshConfig())
-    with stage_grading(dataclasses.replace(CODE, runs=0.5, lint=0.0), HERE, mesh) as opened:
+    policy, decoding = Policy(get_preset("tiny_mla_moe"), {}, ByteTokenizer()), DecodingConfig()
+    with stage_grading(dataclasses.replace(CODE, runs=0.5, lint=0.0), HERE, mesh, policy, decoding) as opened:
         batch = opened.begin()
         for i, text in enumerate(texts):
             batch.add(i, text, [], PROBLEM)
