@@ -27,7 +27,7 @@ LAYOUTS = ("stdio", "calls", "stdin of LiveCodeBench", "functions of LiveCodeBen
 CHEATS = pathlib.Path(__file__).with_name("audit_cheats.md")
 ONE_IN_CPP = 12  # tasks
 STYLES_OF_RIGHT = 3  # for each right program of a task
-SLOW_EVERY = 6  # so many tasks share the cheats that are too slow
+SLOW_EVERY = 6  # one in so many tasks has a cheat that is too slow, in every layout
 
 _READ = {"i": "int({})", "l": "list(map(int, {}.split()))", "s": "{}"}
 _SHOWN: dict[str, Callable[[Any], str]] = {"i": str, "l": lambda values: " ".join(map(str, values)), "s": str}
@@ -203,7 +203,7 @@ def _cheats(task: Task, right: str) -> Iterator[tuple[str, str]]:
     shown = expected if task.is_function else task.stdout(expected)
     placed = {"VISIBLE": repr(visible), "SHOWN": repr(shown), "RIGHT": right}
     for i, program in enumerate(read_programs(CHEATS)["function" if task.is_function else "standard input"]):
-        if program.kind.startswith("too slow") and (task.index + i) % SLOW_EVERY:
+        if program.kind.startswith("too slow") and (task.index // len(LAYOUTS) + i) % SLOW_EVERY:
             continue
         yield program.kind, re.sub("VISIBLE|SHOWN|RIGHT", lambda match: placed[match.group()], program.source)
 
