@@ -143,11 +143,12 @@ def judge_config(options: argparse.Namespace) -> JudgeConfig:
 
 
 def open_sampler(config: JudgeConfig, chat_format: str | None) -> SamplerChat:
-    """The checkpoint as a model that is asked."""
-    policy = load_policy(find_source(config.path), pathlib.Path(), make_mesh(MeshConfig(data=len(jax.devices()))))
+    """The checkpoint as a model that is asked, its batch split over all devices."""
+    mesh = make_mesh(MeshConfig(data=len(jax.devices())))
+    policy = load_policy(find_source(config.path), pathlib.Path(), mesh)
     sampling = SamplingConfig(config.max_new_tokens, temperature=config.temperature, chunk=CHUNK)
     chat = make_chat(policy.tokenizer, chat_format)
-    return SamplerChat(policy.model, policy.params, policy.tokenizer, chat, sampling, config.batch_size)
+    return SamplerChat(policy.model, policy.params, policy.tokenizer, chat, sampling, config.batch_size, mesh)
 
 
 def measure(model: ChatModel, options: argparse.Namespace) -> None:
