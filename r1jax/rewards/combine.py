@@ -44,7 +44,8 @@ class CodeConfig:
     server: str = ""  # http://host:port of a grade server, its token in R1JAX_GRADE_TOKEN; empty: this host's sandbox
     parallel: int = 2  # programs at once
     partial_credit: bool = False  # the share of tests passed before the first failure, in place of 0
-    limits: Limits = dataclasses.field(default_factory=Limits)
+    # CPU time says what is too slow, whatever else the machine does; wall time catches programs that sleep.
+    limits: Limits = dataclasses.field(default_factory=lambda: Limits(wall_seconds=30.0, cpu_seconds=4))
 
     def __post_init__(self) -> None:
         if self.parallel < 1:
