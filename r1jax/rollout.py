@@ -26,7 +26,7 @@ from r1jax.data.tokenizer import Tokenizer
 from r1jax.model.config import ModelConfig
 from r1jax.rewards.combine import Scores, summarize
 from r1jax.rewards.grading import Batch, Grading
-from r1jax.rewards.language import reflection_count
+from r1jax.rewards.languages.language import reflection_count
 from r1jax.sampling.decode import SamplingConfig
 from r1jax.sampling.sampler import Sampler, left_pad
 from r1jax.types import Array, Example, Params, Rollout, Score, Status

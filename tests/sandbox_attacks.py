@@ -18,7 +18,7 @@ import select
 import socket
 import time
 
-from r1jax.rewards.sandbox import Limits, Outcome, Sandbox, python_command
+from r1jax.rewards.isolation.sandbox import Limits, Outcome, Sandbox, python_command
 
 LIMITS = Limits(wall_seconds=8.0, cpu_seconds=2, memory_bytes=256 * 2**20, processes=16)
 PATIENT = dataclasses.replace(LIMITS, wall_seconds=60.0, cpu_seconds=60)

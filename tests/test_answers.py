@@ -10,7 +10,7 @@ from r1jax.data.chat import FORMATS, Chat, Message
 from r1jax.data.tokenizer import train_sentencepiece
 from r1jax.model.presets import get_preset
 from r1jax.model.transformer import init_params
-from r1jax.rewards.chat_models import Reply
+from r1jax.rewards.judges.chat_models import Reply
 from r1jax.sampling.answers import SamplerChat
 from r1jax.sampling.decode import SamplingConfig
 from r1jax.sampling.speaker import Speaker

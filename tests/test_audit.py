@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 
-from r1jax.rewards.audit_algebra import ALGEBRA
-from r1jax.rewards.audit_attacks import make_attacks, make_language_texts, make_ordinary
-from r1jax.rewards.audit_cases import VALUES, found_pairs, make_pairs
-from r1jax.rewards.audit_code import CHEATS, LAYOUTS, LIMITS, make_code_cases, make_tasks
-from r1jax.rewards.audit_problems import PROBLEMS, put_number, read_programs
-from r1jax.rewards.sandbox import Sandbox, SandboxUnavailableError
+from r1jax.rewards.audit.algebra import ALGEBRA
+from r1jax.rewards.audit.attacks import make_attacks, make_language_texts, make_ordinary
+from r1jax.rewards.audit.cases import VALUES, found_pairs, make_pairs
+from r1jax.rewards.audit.code import CHEATS, LAYOUTS, LIMITS, make_code_cases, make_tasks
+from r1jax.rewards.audit.problems import PROBLEMS, put_number, read_programs
+from r1jax.rewards.isolation.sandbox import Sandbox, SandboxUnavailableError
 from r1jax.types import Score, Status
 from tools import audit_rewards
 from tools.audit_rewards import Case, Row, Sizes, audit, bounds, code_row, put_into, table

@@ -8,9 +8,9 @@ import time
 import pytest
 from scripted_endpoint import Act, completion, error, says, serving
 
-from r1jax.rewards import chat_models
-from r1jax.rewards.chat_models import Endpoint, EndpointConfig, JudgeUnavailableError, Reply
-from r1jax.rewards.judge import GroundTruthJudge
+from r1jax.rewards.judges import chat_models
+from r1jax.rewards.judges.chat_models import Endpoint, EndpointConfig, JudgeUnavailableError, Reply
+from r1jax.rewards.judges.judge import GroundTruthJudge
 from r1jax.types import Example, Status
 
 pytest.importorskip("openai")

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from r1jax.rewards.code_accuracy import (
+from r1jax.rewards.code.code_accuracy import (
     LANGUAGES,
     CodeGrader,
     Language,
@@ -17,8 +17,8 @@ from r1jax.rewards.code_accuracy import (
     runs,
     speed_reward,
 )
-from r1jax.rewards.programs import ProblemError, extract_program, parse_problem, same_output, same_value
-from r1jax.rewards.sandbox import Limits, Outcome, Sandbox, SandboxUnavailableError
+from r1jax.rewards.code.programs import ProblemError, extract_program, parse_problem, same_output, same_value
+from r1jax.rewards.isolation.sandbox import Limits, Outcome, Sandbox, SandboxUnavailableError
 from r1jax.types import Example, Status
 
 CALLS = [

@@ -13,9 +13,9 @@ from r1jax.data import code_corpus, code_tasks
 from r1jax.data.corpus import CorpusConfig, write_corpus
 from r1jax.data.sources import SourceConfig, make_source
 from r1jax.data.tasks import SPLIT_BOUNDS, split_of
-from r1jax.rewards.code_accuracy import CodeGrader, run_tests
-from r1jax.rewards.programs import is_python, parse_problem
-from r1jax.rewards.sandbox import Sandbox
+from r1jax.rewards.code.code_accuracy import CodeGrader, run_tests
+from r1jax.rewards.code.programs import is_python, parse_problem
+from r1jax.rewards.isolation.sandbox import Sandbox
 
 ONE_OF_EACH = tuple({(p.first, p.then): p for p in code_tasks.all_problems()}.values())
 

@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from r1jax.rewards.expressions import RIGHT, UNGRADABLE, WRONG, compare
-from r1jax.rewards.formula import parse_formula
-from r1jax.rewards.latex import NotUnderstood, tokens_of
-from r1jax.rewards.units import parse_unit
-from r1jax.rewards.values import TooLarge, equal, evaluate
+from r1jax.rewards.mathematics.expressions import RIGHT, UNGRADABLE, WRONG, compare
+from r1jax.rewards.mathematics.formula import parse_formula
+from r1jax.rewards.mathematics.latex import NotUnderstood, tokens_of
+from r1jax.rewards.mathematics.units import parse_unit
+from r1jax.rewards.mathematics.values import TooLarge, equal, evaluate
 
 
 @pytest.mark.parametrize(

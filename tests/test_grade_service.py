@@ -18,8 +18,8 @@ import time
 
 import pytest
 
-from r1jax.rewards import confinement
-from r1jax.rewards.grade_service import (
+from r1jax.rewards.isolation import confinement
+from r1jax.rewards.isolation.grade_service import (
     CEILING,
     GradeServer,
     RemoteSandbox,
@@ -29,7 +29,7 @@ from r1jax.rewards.grade_service import (
     outcome_to_json,
     read_token,
 )
-from r1jax.rewards.sandbox import Job, Limits, Outcome, Sandbox, SandboxUnavailableError, python_command
+from r1jax.rewards.isolation.sandbox import Job, Limits, Outcome, Sandbox, SandboxUnavailableError, python_command
 
 ROOT = pathlib.Path(__file__).parents[1]
 TOKEN = "a-token-of-the-tests"
@@ -298,6 +298,6 @@ def test_the_tool_refuses_to_start(why, tmp_path):
 
 @isolated
 def test_a_service_needs_no_jax():
-    code = "import sys, r1jax.rewards.grade_service\nassert not {'jax', 'numpy', 'flax'} & set(sys.modules)"
+    code = "import sys, r1jax.rewards.isolation.grade_service\nassert not {'jax', 'numpy', 'flax'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
     assert confinement.find_bwrap()

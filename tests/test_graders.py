@@ -18,8 +18,8 @@ from r1jax.data.tokenizer import ByteTokenizer
 from r1jax.model.presets import get_preset
 from r1jax.rewards import grading
 from r1jax.rewards.combine import RewardConfig
-from r1jax.rewards.judge import JudgeConfig
-from r1jax.rewards.sandbox import Sandbox, SandboxUnavailableError
+from r1jax.rewards.isolation.sandbox import Sandbox, SandboxUnavailableError
+from r1jax.rewards.judges.judge import JudgeConfig
 from r1jax.rollout import DecodingConfig
 from r1jax.settings import ConfigError
 from r1jax.sharding import MeshConfig, make_mesh

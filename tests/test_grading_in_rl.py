@@ -14,7 +14,8 @@ import test_stages
 
 from r1jax.metrics import read_rows
 from r1jax.rewards import workers
-from r1jax.rewards.math_grader import MathGrader
+from r1jax.rewards.mathematics import math_grader
+from r1jax.rewards.mathematics.math_grader import MathGrader
 from r1jax.stages import rl
 
 base = test_stages.base
@@ -34,7 +35,7 @@ def graders(monkeypatch: pytest.MonkeyPatch) -> list[MathGrader]:
         opened.append(self)
 
     monkeypatch.setattr(MathGrader, "__init__", remember)
-    monkeypatch.setattr("r1jax.rewards.math_grader.extract_final_answer", lambda text: "x^2" if len(text) % 2 else "x")
+    monkeypatch.setattr(math_grader, "extract_final_answer", lambda text: "x^2" if len(text) % 2 else "x")
     return opened
 
 

@@ -7,8 +7,8 @@ import re
 
 import pytest
 
-from r1jax.rewards.chat_models import Reply
-from r1jax.rewards.judge import (
+from r1jax.rewards.judges.chat_models import Reply
+from r1jax.rewards.judges.judge import (
     GroundTruthJudge,
     JudgeConfig,
     PairwiseJudge,

@@ -13,8 +13,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from r1jax.rewards.chat_models import Endpoint, EndpointConfig, JudgeUnavailableError
-from r1jax.rewards.judge import GroundTruthJudge, JudgeConfig, truth_conversation
+from r1jax.rewards.judges.chat_models import Endpoint, EndpointConfig, JudgeUnavailableError
+from r1jax.rewards.judges.judge import GroundTruthJudge, JudgeConfig, truth_conversation
 from r1jax.types import Status
 from r1jax.weights.exporter import ExportOptions, export_checkpoint
 from r1jax.weights.gguf import locate_smollm2

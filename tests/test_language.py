@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from r1jax.data.templates import render_completion
-from r1jax.rewards import other_languages
-from r1jax.rewards.language import (
+from r1jax.rewards.languages import other_languages
+from r1jax.rewards.languages.language import (
     REFLECTION_WORDS,
     check_language,
     detect_language,

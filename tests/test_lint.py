@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from r1jax.rewards import lint
-from r1jax.rewards.lint import LintUnavailableError, check_lint, lint_reward
+from r1jax.rewards.code import lint
+from r1jax.rewards.code.lint import LintUnavailableError, check_lint, lint_reward
 from r1jax.types import Score, Status
 
 pytest.importorskip("ruff", reason="ruff is the extra code")

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from r1jax.rewards.made_tests import (
+from r1jax.rewards.code.made_tests import (
     Solution,
     generate_tests,
     passed_tests,
@@ -15,8 +15,8 @@ from r1jax.rewards.made_tests import (
     telling_tests,
     write_tests,
 )
-from r1jax.rewards.programs import CallTest, StdioTest
-from r1jax.rewards.sandbox import Limits, Sandbox, SandboxUnavailableError
+from r1jax.rewards.code.programs import CallTest, StdioTest
+from r1jax.rewards.isolation.sandbox import Limits, Sandbox, SandboxUnavailableError
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from r1jax.rewards.math_accuracy import MAX_LENGTH, accuracy, answer_key, gold_text, parse_number, parse_value
+from r1jax.rewards.mathematics.math_accuracy import (
+    MAX_LENGTH,
+    accuracy,
+    answer_key,
+    gold_text,
+    parse_number,
+    parse_value,
+)
 from r1jax.types import Example, Score, Status
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from r1jax.rewards.combine import RewardConfig, summarize
 from r1jax.rewards.grading import open_grading
-from r1jax.rewards.math_grader import MathGrader
+from r1jax.rewards.mathematics.math_grader import MathGrader
 from r1jax.types import Example, Score, Status
 
 HANGS = r"\sum_{n=1}^{999999999} \sin(n^n)"  # math-verify never ends on it

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from r1jax.data.templates import render_completion
-from r1jax.rewards.language import check_language, language_reward, language_share, word_counts
-from r1jax.rewards.other_languages import SCRIPTS
+from r1jax.rewards.languages.language import check_language, language_reward, language_share, word_counts
+from r1jax.rewards.languages.other_languages import SCRIPTS
 from r1jax.types import Example
 
 pytest.importorskip("lingua")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from r1jax.rewards.reward_models import ScalarGrader, helpfulness_input, safety_input
+from r1jax.rewards.judges.reward_models import ScalarGrader, helpfulness_input, safety_input
 from r1jax.types import Example, Score, Status
 
 EXAMPLE = Example("q", "Say hello.", "", "t")

@@ -17,8 +17,8 @@ import time
 import pytest
 from sandbox_attacks import ATTACKS, Attack, Host, passes, violations
 
-from r1jax.rewards import confinement, seccomp, supervision
-from r1jax.rewards.sandbox import Job, Limits, Sandbox, SandboxUnavailableError, python_command
+from r1jax.rewards.isolation import confinement, seccomp, supervision
+from r1jax.rewards.isolation.sandbox import Job, Limits, Sandbox, SandboxUnavailableError, python_command
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -277,7 +277,7 @@ def test_nothing_is_left_open(sandbox):
 @isolated
 def test_the_sandbox_dies_with_the_trainer(tmp_path):
     mark = f"r1jax-orphan-{os.getpid()}"
-    code = "import sys; from r1jax.rewards.sandbox import *\n"
+    code = "import sys; from r1jax.rewards.isolation.sandbox import *\n"
     code += f"print(1, flush=True); Sandbox(Limits(wall_seconds=60.0)).run(('sh', '-c', 'sleep 60; : {mark}'), {{}})"
     trainer = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, cwd=ROOT)
 
@@ -372,7 +372,7 @@ def test_another_machine_is_refused(monkeypatch):
         Sandbox().check()
 
 
-CHECK = "from r1jax.rewards.sandbox import Sandbox\nSandbox().check()"
+CHECK = "from r1jax.rewards.isolation.sandbox import Sandbox\nSandbox().check()"
 
 
 @isolated
@@ -441,7 +441,7 @@ def test_the_attack_set_is_held_as_an_ordinary_user():
 @readable_for_all
 def test_root_who_may_not_mount_has_the_same_sandbox():
     """As in a container that allows user namespaces but has no CAP_SYS_ADMIN; the check counts processes too."""
-    code = "from r1jax.rewards.sandbox import *\nbox = Sandbox()\nbox.check()\n"
+    code = "from r1jax.rewards.isolation.sandbox import *\nbox = Sandbox()\nbox.check()\n"
     code += "print(box._found.as_root, box._found.may_mount)"
     command = as_another(ROOT_OF_A_CONTAINER, sys.executable, "-c", code)
     tried = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)

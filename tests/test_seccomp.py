@@ -7,7 +7,7 @@ import struct
 
 import pytest
 
-from r1jax.rewards import seccomp
+from r1jax.rewards.isolation import seccomp
 
 
 def decide(program: bytes, architecture: int, number: int, *arguments: int) -> int:

@@ -13,11 +13,11 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from r1jax.data.templates import render_completion
 from r1jax.data.tokenizer import ByteTokenizer
-from r1jax.rewards import token_language
 from r1jax.rewards.format import format_reward
-from r1jax.rewards.language import language_reward, language_share, script_of
-from r1jax.rewards.token_language import LanguageTable, make_language_table, target_ids
-from r1jax.rewards.word_automaton import BREAK, KINDS, kind_of
+from r1jax.rewards.languages import token_language
+from r1jax.rewards.languages.language import language_reward, language_share, script_of
+from r1jax.rewards.languages.token_language import LanguageTable, make_language_table, target_ids
+from r1jax.rewards.languages.word_automaton import BREAK, KINDS, kind_of
 from r1jax.types import Example
 
 BYTES = ByteTokenizer()

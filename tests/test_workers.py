@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from r1jax.rewards.math_verify_alone import verify_alone
+from r1jax.rewards.mathematics.math_verify_alone import verify_alone
 from r1jax.rewards.workers import Ending, Outcome, WorkerError, WorkerPool
 
 WAIT = 20.0  # seconds for a healthy answer on a busy machine

@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 
-from r1jax.rewards.sandbox import Sandbox, python_command
+from r1jax.rewards.isolation.sandbox import Sandbox, python_command
 from tests.sandbox_attacks import ATTACKS, Host, ending, violations
 
 

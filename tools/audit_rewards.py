@@ -1,6 +1,6 @@
 """Audits the graders: `python -m tools.audit_rewards [--pairs N] [--no-code] [--readme README.md]`.
 
-Every grader runs over cases whose truth is known by construction (`r1jax/rewards/audit_*.py`), never from a grader. The
+Every grader runs over cases whose truth is known by construction (`r1jax/rewards/audit/`), never from a grader. The
 table has, for each, the rates of false positives (a wrong answer rewarded) and false negatives (a right one not
 rewarded, though graded) with 95 % bounds (Clopper-Pearson), the share that got no grade, and the answers per second.
 `--readme` puts the table between the lines `<!-- audit -->` and `<!-- /audit -->` of a file. Programs run in the
@@ -19,17 +19,17 @@ from collections.abc import Iterator, Sequence
 
 from scipy.stats import beta
 
-from r1jax.rewards.audit_algebra import ALGEBRA
-from r1jax.rewards.audit_attacks import formed, make_attacks, make_language_texts, make_ordinary
-from r1jax.rewards.audit_cases import VALUES, Pair, found_pairs, make_pairs
-from r1jax.rewards.audit_code import LIMITS, CodeCase, make_code_cases, make_tasks
-from r1jax.rewards.code_accuracy import CodeGrader
+from r1jax.rewards.audit.algebra import ALGEBRA
+from r1jax.rewards.audit.attacks import formed, make_attacks, make_language_texts, make_ordinary
+from r1jax.rewards.audit.cases import VALUES, Pair, found_pairs, make_pairs
+from r1jax.rewards.audit.code import LIMITS, CodeCase, make_code_cases, make_tasks
+from r1jax.rewards.code.code_accuracy import CodeGrader
 from r1jax.rewards.format import format_reward
-from r1jax.rewards.language import language_reward
-from r1jax.rewards.math_accuracy import accuracy
-from r1jax.rewards.math_grader import MathGrader
-from r1jax.rewards.math_verify_alone import verify_alone
-from r1jax.rewards.sandbox import Sandbox, SandboxUnavailableError
+from r1jax.rewards.isolation.sandbox import Sandbox, SandboxUnavailableError
+from r1jax.rewards.languages.language import language_reward
+from r1jax.rewards.mathematics.math_accuracy import accuracy
+from r1jax.rewards.mathematics.math_grader import MathGrader
+from r1jax.rewards.mathematics.math_verify_alone import verify_alone
 from r1jax.rewards.workers import Ending, WorkerPool
 from r1jax.types import Example, Score, Status
 from tools.command_line import run_tool

@@ -32,11 +32,12 @@ from r1jax.data.corpus import CorpusConfig, write_corpus, write_drill, write_rea
 from r1jax.data.tasks import TaskConfig, make_examples
 from r1jax.data.templates import render_completion
 from r1jax.data.tokenizer import HuggingFaceTokenizer, SentencePieceTokenizer, Tokenizer, train_sentencepiece
-from r1jax.rewards import on_device, token_language
+from r1jax.rewards import on_device
 from r1jax.rewards.answer import TAGS, exact_match, parse_response
-from r1jax.rewards.audit_attacks import make_attacks, make_language_texts
+from r1jax.rewards.audit.attacks import make_attacks, make_language_texts
 from r1jax.rewards.format import format_reward
-from r1jax.rewards.language import NO_LANGUAGE, language_reward, thought_of
+from r1jax.rewards.languages import token_language
+from r1jax.rewards.languages.language import NO_LANGUAGE, language_reward, thought_of
 from r1jax.stages.pretrain import TAG_TOKENS
 from r1jax.types import Example, Score
 from r1jax.weights.gguf import gguf_tokenizer, locate_smollm2

@@ -16,8 +16,8 @@ import secrets
 import signal
 import sys
 
-from r1jax.rewards.grade_service import MAX_BODY_BYTES, MAX_CONNECTIONS, PORT, GradeServer, read_token
-from r1jax.rewards.sandbox import Sandbox, SandboxUnavailableError
+from r1jax.rewards.isolation.grade_service import MAX_BODY_BYTES, MAX_CONNECTIONS, PORT, GradeServer, read_token
+from r1jax.rewards.isolation.sandbox import Sandbox, SandboxUnavailableError
 
 
 def make_token(path: pathlib.Path) -> None:

@@ -22,8 +22,8 @@ import jax
 import numpy as np
 
 from r1jax.data.tasks import GENERATORS, to_example
-from r1jax.rewards.chat_models import ChatModel, Endpoint
-from r1jax.rewards.judge import GroundTruthJudge, JudgeConfig
+from r1jax.rewards.judges.chat_models import ChatModel, Endpoint
+from r1jax.rewards.judges.judge import GroundTruthJudge, JudgeConfig
 from r1jax.sampling.answers import SamplerChat
 from r1jax.sampling.decode import SamplingConfig
 from r1jax.sharding import MeshConfig, make_mesh

@@ -12,8 +12,8 @@ from r1jax.evaluation.estimators import Evaluation
 from r1jax.rewards.answer import extract_final_answer
 from r1jax.rewards.combine import Scores
 from r1jax.rewards.grading import Grading
-from r1jax.rewards.language import language_share, reflection_count, thought_of
-from r1jax.rewards.math_accuracy import answer_key
+from r1jax.rewards.languages.language import language_share, reflection_count, thought_of
+from r1jax.rewards.mathematics.math_accuracy import answer_key
 from r1jax.rollout import Completer, GradedRollout, load_graded, save_graded
 from r1jax.types import Array, Example, Params, Score
 

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 
 from r1jax.rewards.answer import exact_match, extract_final_answer
-from r1jax.rewards.confinement import Limits
 from r1jax.rewards.format import format_reward
-from r1jax.rewards.judge import JudgeConfig
-from r1jax.rewards.language import language_reward
-from r1jax.rewards.math_accuracy import accuracy
+from r1jax.rewards.isolation.confinement import Limits
+from r1jax.rewards.judges.judge import JudgeConfig
+from r1jax.rewards.languages.language import language_reward
+from r1jax.rewards.mathematics.math_accuracy import accuracy
 from r1jax.rewards.shaping import repetition_share, tag_count_reward
 from r1jax.types import Example, Score, Status
 

@@ -10,10 +10,11 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from r1jax.rewards import on_device, token_language
+from r1jax.rewards import on_device
 from r1jax.rewards.answer import exact_match, is_statable, normalize_space
 from r1jax.rewards.format import format_reward
-from r1jax.rewards.language import LANGUAGES, language_reward
+from r1jax.rewards.languages import token_language
+from r1jax.rewards.languages.language import LANGUAGES, language_reward
 from r1jax.types import Example, Score
 
 Completion = tuple[str, Sequence[int], Example]  # text, tokens, what it answers

@@ -14,7 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Protocol
 
-from r1jax.rewards.code_accuracy import CodeGrader, Runner
+from r1jax.rewards.code.code_accuracy import CodeGrader, Runner
 from r1jax.rewards.combine import (
     CODE_PARTS,
     COMPARISONS,
@@ -30,11 +30,11 @@ from r1jax.rewards.combine import (
     verified,
 )
 from r1jax.rewards.device_rewards import DeviceRewards
-from r1jax.rewards.grade_service import RemoteSandbox, read_token
-from r1jax.rewards.judge import GroundTruthJudge
-from r1jax.rewards.language import check_language
-from r1jax.rewards.math_grader import MathGrader
-from r1jax.rewards.sandbox import Sandbox
+from r1jax.rewards.isolation.grade_service import RemoteSandbox, read_token
+from r1jax.rewards.isolation.sandbox import Sandbox
+from r1jax.rewards.judges.judge import GroundTruthJudge
+from r1jax.rewards.languages.language import check_language
+from r1jax.rewards.mathematics.math_grader import MathGrader
 from r1jax.types import Example, Score
 
 

@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from r1jax.data.chat import Chat, Message, Prompt, split_thinking
 from r1jax.data.tokenizer import Tokenizer
 from r1jax.model.config import ModelConfig
-from r1jax.rewards.chat_models import Conversation, Reply
+from r1jax.rewards.judges.chat_models import Conversation, Reply
 from r1jax.sampling.decode import SamplingConfig
 from r1jax.sampling.sampler import Sampler, left_pad
 from r1jax.types import Array, Params

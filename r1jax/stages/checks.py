@@ -16,7 +16,7 @@ from r1jax.data.errors import DataError
 from r1jax.data.sources import AUTO, ExampleSource, SourceConfig, make_source
 from r1jax.data.tokenizer import Tokenizer
 from r1jax.model.config import ModelConfig
-from r1jax.rewards.language import detect_language
+from r1jax.rewards.languages.language import detect_language
 from r1jax.rollout import DecodingConfig, PromptConfig, encode_prompts
 from r1jax.settings import ConfigError
 from r1jax.sharding import BATCH_AXES, batch_shards

@@ -13,13 +13,13 @@ from r1jax.data import reasoning_tasks
 from r1jax.data.chat import Chat
 from r1jax.data.errors import DataError
 from r1jax.data.tokenizer import HuggingFaceTokenizer, SentencePieceTokenizer, Tokenizer
-from r1jax.rewards.chat_models import ChatModel, Endpoint
+from r1jax.rewards.code.lint import LintUnavailableError
 from r1jax.rewards.combine import MODEL_PARTS, RewardConfig
 from r1jax.rewards.device_rewards import DeviceRewards
 from r1jax.rewards.grading import Grading, Models, check_grading, needed_models, open_grading
-from r1jax.rewards.judge import GroundTruthJudge, JudgeConfig
-from r1jax.rewards.lint import LintUnavailableError
-from r1jax.rewards.sandbox import SandboxUnavailableError
+from r1jax.rewards.isolation.sandbox import SandboxUnavailableError
+from r1jax.rewards.judges.chat_models import ChatModel, Endpoint
+from r1jax.rewards.judges.judge import GroundTruthJudge, JudgeConfig
 from r1jax.rollout import DecodingConfig
 from r1jax.sampling.answers import SamplerChat
 from r1jax.sampling.decode import SamplingConfig

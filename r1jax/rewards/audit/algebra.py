@@ -7,7 +7,7 @@ import random
 from collections.abc import Sequence
 from fractions import Fraction
 
-from r1jax.rewards.audit_cases import Draft, Maker
+from r1jax.rewards.audit.cases import Draft, Maker
 
 
 def _int(draw: random.Random, low: int = -9, high: int = 9) -> int:

@@ -16,8 +16,8 @@ from __future__ import annotations
 
 import re
 
-from r1jax.rewards import other_languages
 from r1jax.rewards.answer import TAGS, parse_response
+from r1jax.rewards.languages import other_languages
 from r1jax.types import Example, Score, Status
 
 LANGUAGES = ("en", "zh")  # told by script alone

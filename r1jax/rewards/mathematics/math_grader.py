@@ -14,8 +14,8 @@ from concurrent.futures import Future
 from types import TracebackType
 
 from r1jax.rewards.answer import extract_final_answer
-from r1jax.rewards.expressions import RIGHT, UNGRADABLE, compare
-from r1jax.rewards.math_accuracy import Value, gold_text, parse_value, same_value, stated_text
+from r1jax.rewards.mathematics.expressions import RIGHT, UNGRADABLE, compare
+from r1jax.rewards.mathematics.math_accuracy import Value, gold_text, parse_value, same_value, stated_text
 from r1jax.rewards.workers import Ending, Outcome, WorkerPool
 from r1jax.types import Example, Score, Status
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import mpmath
 
-from r1jax.rewards.formula import INFINITY, MINUS_INFINITY, Formula, symbols_of
-from r1jax.rewards.latex import NotUnderstood
-from r1jax.rewards.values import real_value, same
+from r1jax.rewards.mathematics.formula import INFINITY, MINUS_INFINITY, Formula, symbols_of
+from r1jax.rewards.mathematics.latex import NotUnderstood
+from r1jax.rewards.mathematics.values import real_value, same
 
 _DIGITS = 400
 _LOWEST, _HIGHEST = mpmath.mpf("-inf"), mpmath.mpf("inf")

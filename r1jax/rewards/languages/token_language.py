@@ -25,8 +25,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from r1jax.rewards.language import LANGUAGES
-from r1jax.rewards.word_automaton import BREAK, KINDS, Rows, kind_of, open_words_count
+from r1jax.rewards.languages.language import LANGUAGES
+from r1jax.rewards.languages.word_automaton import BREAK, KINDS, Rows, kind_of, open_words_count
 from r1jax.types import Array
 
 _UNICODE = 0x110000

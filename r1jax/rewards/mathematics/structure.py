@@ -10,9 +10,9 @@ import re
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
 
-from r1jax.rewards.formula import Formula, parse_formula, symbols_of
-from r1jax.rewards.latex import NotUnderstood, Token, tokens_of
-from r1jax.rewards.units import Unit, is_unit, parse_unit
+from r1jax.rewards.mathematics.formula import Formula, parse_formula, symbols_of
+from r1jax.rewards.mathematics.latex import NotUnderstood, Token, tokens_of
+from r1jax.rewards.mathematics.units import Unit, is_unit, parse_unit
 
 _OPENING = {"(": 1, "[": 1, "{": 1, "\\{": 1, "begin": 1}
 _CLOSING = {")": 1, "]": 1, "}": 1, "\\}": 1, "end": 1}

@@ -19,8 +19,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 from r1jax.rewards.answer import extract_final_answer
-from r1jax.rewards.lint import check_lint, lint_reward
-from r1jax.rewards.programs import (
+from r1jax.rewards.code.lint import check_lint, lint_reward
+from r1jax.rewards.code.programs import (
     CallTest,
     CodeProblem,
     ProblemError,
@@ -31,7 +31,7 @@ from r1jax.rewards.programs import (
     same_output,
     same_value,
 )
-from r1jax.rewards.sandbox import Limits, Outcome, SandboxUnavailableError, python_command
+from r1jax.rewards.isolation.sandbox import Limits, Outcome, SandboxUnavailableError, python_command
 from r1jax.types import Example, Score, Status
 
 MEASURES = frozenset({"lint", "runs", "speed"})  # beside accuracy

@@ -20,7 +20,7 @@ import sys
 import sysconfig
 from collections.abc import Iterator, Mapping, Sequence
 
-from r1jax.rewards.seccomp import machines
+from r1jax.rewards.isolation.seccomp import machines
 
 WORK = "/box"
 PYTHON = "/python/bin/python3"  # the same on every host, so that a command means the same on another one

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 from r1jax.rewards.answer import TAGS, THINK_CLOSE
-from r1jax.rewards.language import script_of
+from r1jax.rewards.languages.language import script_of
 
 _FRAGMENTS = frozenset(tag[:size] for tag in TAGS for size in range(1, len(tag)))
 _TAG_CHARACTERS = frozenset("".join(TAGS))

@@ -18,7 +18,7 @@ import signal
 import subprocess
 import time
 
-from r1jax.rewards.confinement import WORK, Limits, SandboxUnavailableError
+from r1jax.rewards.isolation.confinement import WORK, Limits, SandboxUnavailableError
 
 FILES = 20_000  # in /box; the size of a tmpfs does not bound them, and each takes about 1 KB of the kernel's memory
 WATCH_SECONDS = 0.025

@@ -10,7 +10,7 @@ import dataclasses
 import re
 from collections.abc import Iterator
 
-from r1jax.rewards.units import is_unit
+from r1jax.rewards.mathematics.units import is_unit
 
 MAX_LENGTH = 1000  # characters
 

@@ -28,7 +28,7 @@ import urllib.parse
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from r1jax.rewards.sandbox import (
+from r1jax.rewards.isolation.sandbox import (
     DEFAULT_LIMITS,
     Job,
     Limits,

@@ -11,10 +11,10 @@ from __future__ import annotations
 import functools
 import re
 
-from r1jax.rewards.formula import Formula, symbols_of
-from r1jax.rewards.latex import NotUnderstood
-from r1jax.rewards.regions import EVERYTHING, Region, combine, end_value, interval, same_region
-from r1jax.rewards.structure import (
+from r1jax.rewards.mathematics.formula import Formula, symbols_of
+from r1jax.rewards.mathematics.latex import NotUnderstood
+from r1jax.rewards.mathematics.regions import EVERYTHING, Region, combine, end_value, interval, same_region
+from r1jax.rewards.mathematics.structure import (
     Advanced,
     Combined,
     Items,
@@ -28,8 +28,8 @@ from r1jax.rewards.structure import (
     parse_answer,
     parse_words,
 )
-from r1jax.rewards.units import named_in
-from r1jax.rewards.values import Undecided, equal, proportional
+from r1jax.rewards.mathematics.units import named_in
+from r1jax.rewards.mathematics.values import Undecided, equal, proportional
 
 RIGHT, WRONG, UNGRADABLE = "right", "wrong", "ungradable"
 

@@ -27,8 +27,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from r1jax.rewards.answer import SPACE, THINK_CLOSE, THINK_OPEN, extract_final_answer
-from r1jax.rewards.chat_models import ChatModel, Conversation, EndpointConfig, Reply
-from r1jax.rewards.reward_models import helpfulness_input
+from r1jax.rewards.judges.chat_models import ChatModel, Conversation, EndpointConfig, Reply
+from r1jax.rewards.judges.reward_models import helpfulness_input
 from r1jax.types import Example, Score, Status
 
 KINDS = ("endpoint", "sampler")

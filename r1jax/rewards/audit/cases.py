@@ -2,7 +2,7 @@ r"""Pairs of answers whose truth is known by construction, for the audit of the 
 
 Values are chosen first; then two notations are written of the same value, or of two values that differ. No grader and
 no computer algebra takes part: what is equal is equal by an identity written down here, what differs by a number that
-was changed. `audit_found.jsonl` holds cases found in the wild, one a line, with the truth given by a person.
+was changed. `found.jsonl` holds cases found in the wild, one a line, with the truth given by a person.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import random
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 
-FOUND = pathlib.Path(__file__).with_name("audit_found.jsonl")
+FOUND = pathlib.Path(__file__).with_name("found.jsonl")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,8 +15,8 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from r1jax.rewards.code_accuracy import LANGUAGES, Runner, build_program, run_job, run_tests
-from r1jax.rewards.programs import (
+from r1jax.rewards.code.code_accuracy import LANGUAGES, Runner, build_program, run_job, run_tests
+from r1jax.rewards.code.programs import (
     CallTest,
     CodeProblem,
     ProblemError,

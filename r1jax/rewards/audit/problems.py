@@ -1,6 +1,6 @@
 """Code problems of the audit: what is asked, inputs, and the answer in a line or two of ours.
 
-Each has a number K that changes from task to task, and its programs, known right or wrong, stand in `audit_programs.md`
+Each has a number K that changes from task to task, and its programs, known right or wrong, stand in `programs.md`
 under its name. The inputs hold a case that every wrong program fails, which tests/test_audit.py checks by running them
 all, without the grader.
 """
@@ -21,7 +21,7 @@ from typing import Any
 
 Inputs = list[tuple[Any, ...]]
 LARGE = 20_000
-PROGRAMS = pathlib.Path(__file__).with_name("audit_programs.md")
+PROGRAMS = pathlib.Path(__file__).with_name("programs.md")
 _ENTRY = re.compile(r"^# ([^\n]+)$|^## ([^\n]+)\n```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 

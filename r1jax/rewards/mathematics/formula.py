@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any
 
-from r1jax.rewards.latex import FUNCTIONS, GREEK, NotUnderstood, Token, words
+from r1jax.rewards.mathematics.latex import FUNCTIONS, GREEK, NotUnderstood, Token, words
 
 Formula = tuple[Any, ...]
 

@@ -10,7 +10,7 @@ import importlib
 import json
 import subprocess
 
-from r1jax.rewards.programs import is_python
+from r1jax.rewards.code.programs import is_python
 from r1jax.types import Score, Status
 
 # What is likely an error (pyflakes, syntax, bugbear, pylint's errors) or hard to read (statements run together), not

@@ -1,7 +1,7 @@
 """Code tasks of the audit with completions that are right, wrong, too slow, or cheat.
 
-What is true of a completion is known by construction: expected results come from formulas of ours (`audit_problems`),
-right and wrong programs are written as such (`audit_programs.md`), and cheats (`audit_cheats.md`) never print what the
+What is true of a completion is known by construction: expected results come from formulas of ours (`problems`),
+right and wrong programs are written as such (`programs.md`), and cheats (`cheats.md`) never print what the
 hidden tests expect. A program is right if it passes every test, within `LIMITS`, and ends by itself with 0; a
 completion, if its one final answer has one program or several, of which the last is right.
 """
@@ -16,15 +16,15 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from r1jax.rewards.audit_problems import PROBLEMS, Problem, Program, put_number, read_programs
-from r1jax.rewards.sandbox import Limits
+from r1jax.rewards.audit.problems import PROBLEMS, Problem, Program, put_number, read_programs
+from r1jax.rewards.isolation.sandbox import Limits
 from r1jax.types import Example
 
 # A right program takes some hundredths of a second of CPU time, a slow one 3 s and more. Much more of wall-clock time
 # is allowed, so that the load of the machine does not decide; only the programs that sleep use it up.
 LIMITS = Limits(wall_seconds=10.0, cpu_seconds=1)
 LAYOUTS = ("stdio", "calls", "stdin of LiveCodeBench", "functions of LiveCodeBench")
-CHEATS = pathlib.Path(__file__).with_name("audit_cheats.md")
+CHEATS = pathlib.Path(__file__).with_name("cheats.md")
 ONE_IN_CPP = 12  # tasks
 STYLES_OF_RIGHT = 3  # for each right program of a task
 SLOW_EVERY = 6  # one in so many tasks has a cheat that is too slow, in every layout

@@ -15,8 +15,8 @@ from typing import Any
 
 import mpmath
 
-from r1jax.rewards.formula import Formula, contains, symbols_of
-from r1jax.rewards.latex import NotUnderstood
+from r1jax.rewards.mathematics.formula import Formula, contains, symbols_of
+from r1jax.rewards.mathematics.latex import NotUnderstood
 
 Number = Any  # Fraction, or an mpmath number
 

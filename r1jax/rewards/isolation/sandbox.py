@@ -44,7 +44,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from r1jax.rewards.confinement import (
+from r1jax.rewards.isolation.confinement import (
     ADVICE,
     PYTHON,
     Confinement,
@@ -52,8 +52,8 @@ from r1jax.rewards.confinement import (
     SandboxUnavailableError,
     find_confinement,
 )
-from r1jax.rewards.seccomp import filter_program
-from r1jax.rewards.supervision import Ended, supervise
+from r1jax.rewards.isolation.seccomp import filter_program
+from r1jax.rewards.isolation.supervision import Ended, supervise
 
 __all__ = ["Job", "Limits", "Outcome", "Sandbox", "SandboxUnavailableError", "check_job", "python_command"]
 
