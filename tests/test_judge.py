@@ -12,6 +12,7 @@ from r1jax.rewards.judges.judge import (
     GroundTruthJudge,
     JudgeConfig,
     PairwiseJudge,
+    pair_conversation,
     parse_grade,
     parse_verdict,
     quoted,
@@ -193,7 +194,7 @@ def test_a_broken_model_is_an_error_and_close_cancels():
 
 def responses(content: str) -> tuple[str, str]:
     """What is shown as A and as B."""
-    a, b = re.fullmatch(r"Request: .*\nResponse A: (.*)\nResponse B: (.*)", content).groups()
+    a, b = re.fullmatch(r"Request: .*\nResponse A: (.*)\nResponse B: (.*)\nWhich .*", content).groups()
     return json.loads(a), json.loads(b)
 
 
@@ -223,6 +224,12 @@ def test_a_model_that_prefers_a_response_is_heard_from_both_places():
     assert (found.difference, found.votes) == (1.5, 4)
     assert PairwiseJudge(model, times=4).prefer("q", "short", "a longer one").difference == -1.5
     assert model.seeds[:4] == [10, 11, 12, 13]
+
+
+def test_the_worked_examples_of_a_comparison_favour_no_place():
+    said = [message["content"] for message in pair_conversation("q", "a", "b") if message["role"] == "assistant"]
+    grades = [parse_grade(text) for text in said]
+    assert sorted(grade > 0 for grade in grades) == [False, True]
 
 
 def test_the_order_is_random_and_drawn_from_the_seed():

@@ -156,10 +156,36 @@ PAIR_INSTRUCTION = (
 )
 
 
+# Worked examples for the judge: (request, A, B, verdict); one for either side, so that they favour no place.
+PAIR_EXAMPLES = (
+    (
+        "Name a planet with rings.",
+        "Saturn has rings.",
+        "The Moon has rings.",
+        "A names Saturn, which is a planet with rings. B names the Moon, which is neither. [[A>>B]]",
+    ),
+    (
+        "What is half of 30? Give the number only.",
+        "Half of 30 is 15, since 15 + 15 = 30.",
+        "15",
+        "Both have the right value. B gives the number only, as was asked, and A does not. [[B>A]]",
+    ),
+)
+
+
 def pair_conversation(question: str, shown_as_a: str, shown_as_b: str) -> list[dict[str, str]]:
     """The messages that ask which of two responses is better."""
-    case = f"Request: {quoted(question)}\nResponse A: {quoted(shown_as_a)}\nResponse B: {quoted(shown_as_b)}"
-    return [{"role": "system", "content": PAIR_INSTRUCTION}, {"role": "user", "content": case}]
+    messages = [{"role": "system", "content": PAIR_INSTRUCTION}]
+    for *asked, verdict in PAIR_EXAMPLES:
+        messages += [{"role": "user", "content": _pair_case(*asked)}, {"role": "assistant", "content": verdict}]
+    return [*messages, {"role": "user", "content": _pair_case(question, shown_as_a, shown_as_b)}]
+
+
+def _pair_case(question: str, shown_as_a: str, shown_as_b: str) -> str:
+    return (
+        f"Request: {quoted(question)}\nResponse A: {quoted(shown_as_a)}\nResponse B: {quoted(shown_as_b)}\n"
+        "Which response is better, A or B? Reasons first, then the verdict in double brackets."
+    )
 
 
 # What the judge says --------------------------------------------------------------------------------------------------
