@@ -19,7 +19,8 @@ from r1jax.types import Status
 from r1jax.weights.exporter import ExportOptions, export_checkpoint
 from r1jax.weights.gguf import locate_smollm2
 from r1jax.weights.importer import ImportOptions, import_checkpoint
-from tools.judge_agreement import judge_items, make_items, open_sampler
+from tools.chat_model import open_model
+from tools.judge_agreement import judge_items, make_items
 
 for extra in ("torch", "transformers", "openai", "uvicorn"):
     pytest.importorskip(extra)
@@ -64,7 +65,8 @@ def test_both_say_the_same_and_a_killed_server_is_no_grade(tmp_path: pathlib.Pat
     items = make_items(6, seed=3)
     asked = [truth_conversation(i.example.question, i.example.answer, i.prediction) for i in items]
     config = JudgeConfig(kind="sampler", path="smollm2", batch_size=8, max_new_tokens=TOKENS)
-    own = open_sampler(config, None).ask(asked, seed=0)
+    with open_model(config) as sampler:
+        own = sampler.ask(asked, seed=0)
     with transformers_serve(tmp_path / "out") as (process, url):
         settings = EndpointConfig(url, str(tmp_path / "out"), seconds=120, retries=1, max_tokens=TOKENS)
         with Endpoint(settings) as model:

@@ -14,24 +14,18 @@ from __future__ import annotations
 import argparse
 import collections
 import dataclasses
-import pathlib
 import time
 from collections.abc import Callable, Sequence
 
-import jax
 import numpy as np
 
 from r1jax.data.tasks import GENERATORS, to_example
-from r1jax.rewards.judges.chat_models import ChatModel, Endpoint
-from r1jax.rewards.judges.judge import GroundTruthJudge, JudgeConfig
-from r1jax.sampling.answers import SamplerChat
-from r1jax.sampling.decode import SamplingConfig
-from r1jax.sharding import MeshConfig, make_mesh
-from r1jax.stages.policy import load_policy
+from r1jax.rewards.judges.chat_models import ChatModel
+from r1jax.rewards.judges.judge import GroundTruthJudge
 from r1jax.types import Example, Score
 from tools.audit_rewards import bounds
+from tools.chat_model import add_model_options, judge_config, open_model
 from tools.command_line import run_tool
-from tools.sample import find_source, keep_compiled_programs, make_chat
 
 NOTATIONS: tuple[Callable[[int], str], ...] = (
     str,
@@ -104,51 +98,14 @@ def report(items: Sequence[Item], scores: Sequence[Score], seconds: float) -> st
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    which = parser.add_mutually_exclusive_group(required=True)
-    which.add_argument("--url", help="of an OpenAI-compatible endpoint, up to /v1")
-    which.add_argument("--checkpoint", help="folder, .gguf file, or smollm2: judged by r1jax's own sampler")
-    parser.add_argument("--model", default="", help="name of the endpoint's model")
-    parser.add_argument("--api-key-variable", default="", help="environment variable with the endpoint's key")
-    parser.add_argument("--seconds", type=float, default=120.0, help="for one verdict of an endpoint")
-    parser.add_argument("--retries", type=int, default=2)
-    parser.add_argument("--parallel", type=int, default=2, help="questions to an endpoint at a time")
-    parser.add_argument("--format", help="chat format of the checkpoint; default: its own, else r1")
-    parser.add_argument("--batch-size", type=int, default=16, help="rows that the sampler decodes at once")
+    add_model_options(parser)
     parser.add_argument("--items", type=int, default=200)
-    parser.add_argument("--max-new-tokens", type=int, default=128)
-    parser.add_argument("--temperature", type=float, default=0.0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--show", type=int, default=0, help="so many items with their scores")
     options = parser.parse_args(arguments)
     if options.items < 2:
         parser.error("--items must be at least 2")
     return options
-
-
-def judge_config(options: argparse.Namespace) -> JudgeConfig:
-    """The options as the configuration of a judge."""
-    return JudgeConfig(
-        kind="endpoint" if options.url else "sampler",
-        url=options.url or "",
-        model=options.model,
-        api_key_variable=options.api_key_variable,
-        seconds=options.seconds,
-        retries=options.retries,
-        parallel=options.parallel,
-        path=options.checkpoint or "",
-        batch_size=options.batch_size,
-        max_new_tokens=options.max_new_tokens,
-        temperature=options.temperature,
-    )
-
-
-def open_sampler(config: JudgeConfig, chat_format: str | None) -> SamplerChat:
-    """The checkpoint as a model that is asked, its batch split over all devices."""
-    mesh = make_mesh(MeshConfig(data=len(jax.devices())))
-    policy = load_policy(find_source(config.path), pathlib.Path(), mesh)
-    sampling = SamplingConfig(config.max_new_tokens, temperature=config.temperature, chunk=CHUNK)
-    chat = make_chat(policy.tokenizer, chat_format)
-    return SamplerChat(policy.model, policy.params, policy.tokenizer, chat, sampling, config.batch_size, mesh)
 
 
 def measure(model: ChatModel, options: argparse.Namespace) -> None:
@@ -169,14 +126,8 @@ def measure(model: ChatModel, options: argparse.Namespace) -> None:
 def main() -> None:
     """Parses the command line and measures."""
     options = parse_arguments()
-    config = judge_config(options)
-    if config.kind == "sampler":
-        keep_compiled_programs()
-        measure(open_sampler(config, options.format), options)
-        return
-    with Endpoint(config.endpoint()) as endpoint:
-        endpoint.check()
-        measure(endpoint, options)
+    with open_model(judge_config(options)) as model:
+        measure(model, options)
 
 
 if __name__ == "__main__":

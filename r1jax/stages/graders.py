@@ -47,7 +47,10 @@ def check_rewards(rewards: RewardConfig, sources: Mapping[str, Sequence[Example]
             raise DataError(f"{field}: {error}") from error
     if "judge" in needed_models(rewards):
         assert rewards.judge is not None
-        _check_judge(rewards.judge, workdir)
+        try:
+            check_judge(rewards.judge, workdir)
+        except (ValueError, ImportError) as error:
+            raise ConfigError(f"rewards.judge: {error}") from error
 
 
 @contextlib.contextmanager
@@ -60,27 +63,37 @@ def stage_grading(
         judge = None
         if "judge" in needed_models(rewards):
             assert rewards.judge is not None
-            judge = stack.enter_context(_open_judge(rewards.judge, workdir, mesh))
+            model = stack.enter_context(open_chat_model(rewards.judge, workdir, mesh))
+            batched, parallel = rewards.judge.kind == "sampler", rewards.judge.parallel
+            judge = GroundTruthJudge(model, batched=batched, parallel=parallel)
+            stack.callback(judge.close)
         device = None
         if rewards.on_device:
             device = DeviceRewards(policy.tokenizer.token_bytes, policy.model.vocab_size, decoding.max_new_tokens)
         yield stack.enter_context(open_grading(rewards, verify, Models(judge), device))
 
 
+def check_judge(judge: JudgeConfig, workdir: pathlib.Path) -> None:
+    """That the model is there. ValueError or ImportError, saying what is missing."""
+    if judge.kind == "endpoint":
+        with Endpoint(judge.endpoint()) as endpoint:
+            endpoint.check()
+    else:
+        _, tokenizer = describe_source(_policy_of(judge), workdir)
+        _chat(tokenizer, judge.chat_format)
+
+
 @contextlib.contextmanager
-def _open_judge(judge: JudgeConfig, workdir: pathlib.Path, mesh: Mesh) -> Iterator[GroundTruthJudge]:
-    with contextlib.ExitStack() as stack:
-        model: ChatModel
-        if judge.kind == "endpoint":
-            model = stack.enter_context(Endpoint(judge.endpoint()))
-        else:
-            policy = load_policy(_policy_of(judge), workdir, mesh)
-            sampling = SamplingConfig(judge.max_new_tokens, temperature=judge.temperature)
-            chat = _chat(policy.tokenizer, judge.chat_format)
-            model = SamplerChat(policy.model, policy.params, policy.tokenizer, chat, sampling, judge.batch_size, mesh)
-        opened = GroundTruthJudge(model, batched=judge.kind == "sampler", parallel=judge.parallel)
-        stack.callback(opened.close)
-        yield opened
+def open_chat_model(judge: JudgeConfig, workdir: pathlib.Path, mesh: Mesh) -> Iterator[ChatModel]:
+    """The model that is asked: an endpoint, or a policy in the sampler (paths are relative to `workdir`)."""
+    if judge.kind == "endpoint":
+        with Endpoint(judge.endpoint()) as endpoint:
+            yield endpoint
+        return
+    policy = load_policy(_policy_of(judge), workdir, mesh)
+    sampling = SamplingConfig(judge.max_new_tokens, temperature=judge.temperature)
+    chat = _chat(policy.tokenizer, judge.chat_format)
+    yield SamplerChat(policy.model, policy.params, policy.tokenizer, chat, sampling, judge.batch_size, mesh)
 
 
 def _chat(tokenizer: Tokenizer, chat_format: str) -> Chat:
@@ -92,15 +105,3 @@ def _policy_of(judge: JudgeConfig) -> PolicySource:
     if judge.path == "smollm2":
         return PolicySource("smollm2")
     return PolicySource("gguf" if judge.path.endswith(".gguf") else "stage", judge.path)
-
-
-def _check_judge(judge: JudgeConfig, workdir: pathlib.Path) -> None:
-    try:
-        if judge.kind == "endpoint":
-            with Endpoint(judge.endpoint()) as endpoint:
-                endpoint.check()
-        else:
-            _, tokenizer = describe_source(_policy_of(judge), workdir)
-            _chat(tokenizer, judge.chat_format)
-    except (ValueError, ImportError) as error:
-        raise ConfigError(f"rewards.judge: {error}") from error
