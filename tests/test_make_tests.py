@@ -9,10 +9,10 @@ import sys
 import pytest
 from test_sandbox import isolated
 
-from r1jax.data.sources import ColumnMapping, SourceConfig, make_source
+from r1jax.data.sources import SourceConfig, make_source
 from r1jax.rewards.code.code_accuracy import CodeGrader
 from r1jax.rewards.isolation.sandbox import Sandbox
-from r1jax.rewards.judges.chat_models import Reply
+from r1jax.rewards.judges.chat_models import JudgeUnavailableError, Reply
 from tools import make_tests
 
 QUESTION = "f takes a list of numbers and returns them in a sorted order, but also adds 42 at the start."
@@ -50,12 +50,16 @@ def run(tmp_path: pathlib.Path, rows: list[dict[str, object]], monkeypatch: pyte
 
 @isolated
 def test_a_generators_tests_make_a_source_whose_reference_passes(
-    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     hopeless = {**SUM, "wrong": [SUM["good"][1]]}  # no test tells a right program apart
-    assert run(tmp_path, [SUM, hopeless], monkeypatch, "--seeds", "6") == 1
-    columns = ColumnMapping(answer="reference", metadata=("stdio", "reference"), default_domain="code")
-    (example,) = make_source(SourceConfig(kind="jsonl", path=str(tmp_path / "out.jsonl"), columns=columns))
+    broken = {**SUM, "wrong": ["print("]}
+    assert run(tmp_path, [SUM, hopeless, broken], monkeypatch, "--seeds", "6") == 1
+    assert (
+        "problem 3: 0 tests, TOO FEW: not written; {'failed': 'a program: it does not parse'}"
+        in capsys.readouterr().out
+    )
+    (example,) = make_source(SourceConfig(kind="jsonl", path=str(tmp_path / "out.jsonl"), layout="stdio"))
     grader = CodeGrader(Sandbox(parallel=1))
     grader.check_problem(example)
     assert len(example.metadata["stdio"]) >= 3
@@ -80,7 +84,7 @@ def test_a_model_writes_tests_and_only_telling_ones_stay() -> None:
     assert counts == {"the reference fails": 1, "no wrong program fails": 1, "undetected": []}
     made = make_tests.with_tests(row, tests)
     assert set(made) == {"question", "function", "calls", "reference"}
-    with pytest.raises(RuntimeError, match="the model gave no answer: the server is gone"):
+    with pytest.raises(JudgeUnavailableError, match="the model gave no answer: the server is gone"):
         make_tests.make(row, Sandbox(parallel=1), make_tests.asking(Scripted(None), 0), 0, 10)
 
 

@@ -105,6 +105,9 @@ LAYOUTS: dict[str, ColumnMapping] = {
     "gsm8k": ColumnMapping("question", "answer", answer_form="hashes"),
     "math": ColumnMapping("problem", "solution", answer_form="boxed", metadata=("level", "type")),
     "math_500": ColumnMapping("problem", "answer", id="unique_id", metadata=("level", "subject")),
+    # Code problems with hidden tests (`rewards.code.programs`), as tools/make_tests.py writes them.
+    "stdio": ColumnMapping(answer="reference", default_domain="code", metadata=("stdio", "reference")),
+    "calls": ColumnMapping(answer="reference", default_domain="code", metadata=("function", "calls", "reference")),
 }
 
 
