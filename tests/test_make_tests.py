@@ -83,7 +83,7 @@ def test_a_model_writes_tests_and_only_telling_ones_stay() -> None:
     assert [test.args for test in tests] == [([3, 1],), ([1, 2],)]  # type: ignore[union-attr]
     assert counts == {"the reference fails": 1, "no wrong program fails": 1, "undetected": []}
     made = make_tests.with_tests(row, tests)
-    assert set(made) == {"question", "function", "calls", "reference"}
+    assert set(made) == {"question", "function", "calls", "reference", "language"}
     with pytest.raises(JudgeUnavailableError, match="the model gave no answer: the server is gone"):
         make_tests.make(row, Sandbox(parallel=1), make_tests.asking(Scripted(None), 0), 0, 10)
 

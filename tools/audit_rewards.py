@@ -100,6 +100,12 @@ def _example(pair: Pair) -> Example:
     return Example(id="", question=pair.question, answer=pair.gold, task="math")
 
 
+def grade_all(grader: MathGrader, texts: Sequence[str], examples: Sequence[Example]) -> list[Score]:
+    """The scores of many completions, graded side by side."""
+    started = [grader.submit(text, example) for text, example in zip(texts, examples, strict=True)]
+    return [score.result() for score in started]
+
+
 def maths_rows(pairs: Sequence[Pair], grader: MathGrader) -> Iterator[Row]:
     """The comparison "expressions" and, for what numbers alone can do, "math"."""
     texts, examples = [formed(pair.answer) for pair in pairs], [_example(pair) for pair in pairs]
@@ -109,8 +115,7 @@ def maths_rows(pairs: Sequence[Pair], grader: MathGrader) -> Iterator[Row]:
         return [Case(p.kind, text, p.same, score) for p, text, score in zip(pairs, shown, scores, strict=True)]
 
     began = time.monotonic()
-    compare = grader.compare_all(texts, examples)
-    scores = [compare(text, example) for text, example in zip(texts, examples, strict=True)]
+    scores = grade_all(grader, texts, examples)
     yield Row("mathematics, `expressions`", cases(scores), time.monotonic() - began)
     began = time.monotonic()
     scores = [accuracy(text, example) for text, example in zip(texts, examples, strict=True)]
@@ -136,8 +141,7 @@ def attack_rows(count: int, grader: MathGrader) -> Iterator[Row]:
         canary = pathlib.Path(folder) / "canary"
         completions = make_attacks(count, str(canary)) + make_ordinary(count)
         began = time.monotonic()
-        compare = grader.compare_all([c.text for c in completions], [c.example for c in completions])
-        scores = [compare(c.text, c.example) for c in completions]
+        scores = grade_all(grader, [c.text for c in completions], [c.example for c in completions])
         if canary.exists():
             raise RuntimeError("an answer was executed")
     cases = [Case(c.kind, f"{c.text[:200]!r}", c.right, s) for c, s in zip(completions, scores, strict=True)]

@@ -5,10 +5,10 @@
 A row of --problems has `question`; `good`, the texts of right programs (the first is the reference); `wrong`, those of
 near misses; and either `generator`, a program that gets a seed on standard input and prints one test's input, or
 nothing, and then the model that --url or --checkpoint names writes the tests: calls of `function` if the row has one,
-else input and output. `language` is python where it is absent. Only tests that good programs agree on and a wrong one
-fails are kept (`rewards/code/made_tests.py`). Rows go to --out with their tests as `calls` or `stdio`, and with
-`reference`, ready to be a source of kind jsonl; a row that is left with fewer than --least tests is not written but
-named, and the status is 1. The layouts `stdio` and `calls` of a source read what it writes.
+else input and output. `language` and `generator_language` are python where they are absent. Only tests that good
+programs agree on and a wrong one fails are kept (`rewards/code/made_tests.py`). Rows go to --out with their tests as
+`calls` or `stdio` and with `reference`, for a source of kind jsonl with the layout of that name. A row that is left
+with fewer than --least tests is not written but named, and the status is 1.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from r1jax.rewards.code.code_accuracy import Runner
+from r1jax.rewards.code.code_accuracy import LANGUAGES, Runner
 from r1jax.rewards.code.made_tests import Solution, Tests, generate_tests, telling_tests, write_tests
 from r1jax.rewards.code.programs import StdioTest
 from r1jax.rewards.isolation.sandbox import Sandbox, SandboxUnavailableError
@@ -49,6 +49,11 @@ def read_problems(path: pathlib.Path, has_model: bool) -> list[Row]:
             programs = row.get(field)
             if not isinstance(programs, list) or len(programs) < least or not all(isinstance(p, str) for p in programs):
                 raise ValueError(f"{where}: {field} must be a list of at least {least} programs")
+        for field in ("language", "generator_language"):
+            if row.get(field, "python") not in LANGUAGES:
+                raise ValueError(f"{where}: {field}: {row[field]!r} is not one of {sorted(LANGUAGES)}")
+        if not isinstance(row.get("generator", ""), str):
+            raise ValueError(f"{where}: generator must be a program's text")
         if "generator" not in row and not has_model:
             raise ValueError(f"{where}: no generator, so a model must write the tests: give --url or --checkpoint")
         rows.append(row)
@@ -72,7 +77,8 @@ def make(row: Row, runner: Runner, ask: Ask | None, seeds: int, count: int) -> t
     language = str(row.get("language", "python"))
     good, wrong = ([Solution(program, language) for program in row[field]] for field in ("good", "wrong"))
     if "generator" in row:
-        made = generate_tests(Solution(row["generator"]), good, range(seeds), runner)
+        generator = Solution(row["generator"], str(row.get("generator_language", "python")))
+        made = generate_tests(generator, good, range(seeds), runner)
         told = telling_tests(made.tests, wrong, runner)
         counts = {name: getattr(made, name) for name in ("failed", "repeated", "broken", "disagreed")}
         counts["no wrong program fails"] = told.dropped
@@ -85,12 +91,14 @@ def make(row: Row, runner: Runner, ask: Ask | None, seeds: int, count: int) -> t
 
 def with_tests(row: Row, tests: Tests) -> Row:
     """The row as a source of code problems has it."""
-    kept = {name: value for name, value in row.items() if name not in ("good", "wrong", "generator")}
+    kept = {
+        name: value for name, value in row.items() if name not in ("good", "wrong", "generator", "generator_language")
+    }
     if isinstance(tests[0], StdioTest):
         cases = {"stdio": [{"input": t.stdin, "output": t.expected} for t in tests if isinstance(t, StdioTest)]}
     else:
         cases = {"calls": [{"args": t.args, "expected": t.expected} for t in tests if not isinstance(t, StdioTest)]}
-    return kept | cases | {"reference": row["good"][0]}
+    return kept | cases | {"reference": row["good"][0], "language": row.get("language", "python")}
 
 
 def main() -> int:
@@ -105,6 +113,8 @@ def main() -> int:
     add_model_options(parser, required=False)
     options = parser.parse_args()
     has_model = bool(options.url or options.checkpoint)
+    if not options.out.parent.is_dir():
+        raise ValueError(f"--out: there is no folder {options.out.parent}")
     rows = read_problems(options.problems, has_model)
     sandbox = Sandbox()
     try:

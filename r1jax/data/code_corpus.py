@@ -8,8 +8,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import numpy as np
 
 from r1jax.data.code_tasks import CONSTANTS, Problem, all_problems, home_of
@@ -67,16 +65,23 @@ def _reading(problem: Problem) -> str:
 
 
 def _misread(rng: np.random.Generator, problem: Problem, slip: float) -> Problem:
-    """The problem as its author understood it: each part may have become another one."""
+    """The problem as its author understood it: each part may have become another one.
+
+    What comes out is a problem of the corpus too: no program or reading of another split is ever written down.
+    """
     home, on = home_of(problem.first)
-    changes: dict[str, str | int] = {}
-    if rng.random() < slip:
-        changes["first"] = str(rng.choice([name for name in home if name != problem.first]))
-    if rng.random() < slip:
-        changes["then"] = str(rng.choice([name for name in on if name != problem.then]))
-    if rng.random() < slip:
-        changes["constant"] = int(rng.choice(CONSTANTS))
-    return dataclasses.replace(problem, **changes)  # type: ignore[arg-type]
+    slips = rng.random(3) < slip
+    while True:
+        first, then, constant = problem.first, problem.then, problem.constant
+        if slips[0]:
+            first = str(rng.choice([name for name in home if name != first]))
+        if slips[1]:
+            then = str(rng.choice([name for name in on if name != then]))
+        if slips[2]:
+            constant = int(rng.choice(CONSTANTS))
+        written = Problem(first, then, constant)
+        if split_of(written.question) == "corpus":
+            return written
 
 
 def _break(rng: np.random.Generator, program: str) -> str:

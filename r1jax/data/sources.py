@@ -60,7 +60,7 @@ class ColumnMapping:
     answer_form: str = "plain"  # a key of ANSWER_FORMS: how the reference answer stands in its column
     id: str = ""  # empty: file name and row number
     language: str = ""  # empty: `default_language`
-    default_language: str = "en"  # AUTO: English or Chinese, by the script of the question
+    default_language: str = AUTO  # AUTO: English or Chinese, by the script of the question
     domain: str = ""  # empty: `default_domain`
     default_domain: str = ""
     metadata: tuple[str, ...] = ()  # columns to keep as they are
@@ -106,8 +106,10 @@ LAYOUTS: dict[str, ColumnMapping] = {
     "math": ColumnMapping("problem", "solution", answer_form="boxed", metadata=("level", "type")),
     "math_500": ColumnMapping("problem", "answer", id="unique_id", metadata=("level", "subject")),
     # Code problems with hidden tests (`rewards.code.programs`), as tools/make_tests.py writes them.
-    "stdio": ColumnMapping(answer="reference", default_domain="code", metadata=("stdio", "reference")),
-    "calls": ColumnMapping(answer="reference", default_domain="code", metadata=("function", "calls", "reference")),
+    "stdio": ColumnMapping(answer="reference", default_domain="code", metadata=("language", "stdio", "reference")),
+    "calls": ColumnMapping(
+        answer="reference", default_domain="code", metadata=("language", "function", "calls", "reference")
+    ),
 }
 
 
@@ -289,6 +291,8 @@ class SourceConfig:
 def _file_source(config: SourceConfig) -> list[Example]:
     if not config.path:
         raise ValueError(f"path: a source of kind {config.kind!r} needs a file")
+    if config.task.startswith(reasoning_tasks.PREFIX):
+        raise ValueError(f"task: {config.task!r} would be graded by reasoning-gym, which has to make its questions")
     read = {"jsonl": read_jsonl, "parquet": read_parquet}[config.kind]
     columns = config.columns or LAYOUTS[config.layout]
     examples = read(config.path, columns, config.task or (config.layout if config.layout != "plain" else "file"))

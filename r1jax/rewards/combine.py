@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 
 from r1jax.rewards.answer import exact_match, extract_final_answer
+from r1jax.rewards.code.code_accuracy import Language
 from r1jax.rewards.format import format_reward
 from r1jax.rewards.isolation.confinement import Limits
+from r1jax.rewards.isolation.grade_service import check_address
 from r1jax.rewards.judges.judge import JudgeConfig
 from r1jax.rewards.languages.language import language_reward
 from r1jax.rewards.mathematics.math_accuracy import accuracy
@@ -43,13 +45,15 @@ class CodeConfig:
 
     server: str = ""  # http://host:port of a grade server, its token in R1JAX_GRADE_TOKEN; empty: this host's sandbox
     parallel: int = 2  # programs at once
-    partial_credit: bool = False  # the share of tests passed before the first failure, in place of 0
+    languages: Mapping[str, Language] = dataclasses.field(default_factory=dict)  # besides `code_accuracy.LANGUAGES`
     # CPU time says what is too slow, whatever else the machine does; wall time catches programs that sleep.
     limits: Limits = dataclasses.field(default_factory=lambda: Limits(wall_seconds=30.0, cpu_seconds=4))
 
     def __post_init__(self) -> None:
         if self.parallel < 1:
             raise ValueError(f"parallel: {self.parallel}; at least 1")
+        if self.server:
+            check_address(self.server)  # ValueError for one that is none
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +86,7 @@ class RewardConfig:
     on_device: bool = False  # read format, language and exact answers off the tokens, in compiled programs
     grading_seconds: float = 5.0  # "expressions": longest time for one answer; then it has no grade
     grading_workers: int = 2  # "expressions": processes
-    partial_credit: bool = False  # False: a verifier's value below 1 counts as 0, so that listing answers earns nothing
+    partial_credit: bool = False  # a verifier's value below 1, or the share of a program's tests before one that fails
     code: CodeConfig = dataclasses.field(default_factory=CodeConfig)
     judge: JudgeConfig | None = None  # needed by the comparison "judge"
 
@@ -98,13 +102,14 @@ class RewardConfig:
                 self.mix(domain)
             except ValueError as error:
                 raise ValueError(f"domains.{domain}: {error}" if domain else str(error)) from error
-        if self.judge is None and any(mix.comparison == "judge" for mix in self.mixes):
-            raise ValueError("comparison 'judge' needs the field judge")
+        comparisons = {mix.comparison for mix in self.mixes}
+        if (self.judge is None) == ("judge" in comparisons):
+            raise ValueError("comparison 'judge' and the field judge need each other")
+        if self.code.server and "code" not in comparisons:
+            raise ValueError(f"code.server: {self.code.server!r}; no comparison is 'code', so nothing would run there")
 
     def mix(self, domain: str) -> Mix:
-        """How examples of a domain are rewarded. ValueError for a domain that `domains` lacks, if it has any."""
-        if domain and self.domains and domain not in self.domains:
-            raise ValueError(f"domain {domain!r} is not one of {sorted(self.domains)}")
+        """How examples of a domain are rewarded: the common mix, with what `domains` says of this one."""
         own = self.domains.get(domain, {})
         unknown = sorted(set(own) - {*WEIGHTS, "comparison"})
         if unknown:
@@ -119,9 +124,7 @@ class RewardConfig:
 
 
 # The fields above that are weights.
-WEIGHTS = (
-    *("accuracy", "format", "language", "tag_count", "repetition", "lint", "runs", "speed", "helpfulness", "safety"),
-)
+WEIGHTS = ("accuracy", "format", "language", "tag_count", "repetition", *CODE_PARTS, *MODEL_PARTS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,6 +133,9 @@ class Mix:
 
     comparison: str
     weights: Mapping[str, float]
+
+    def __hash__(self) -> int:
+        return hash((self.comparison, *self.weights.items()))
 
     def __post_init__(self) -> None:
         if self.comparison not in (*COMPARISONS, NONE):

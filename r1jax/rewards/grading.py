@@ -14,12 +14,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Protocol
 
-from r1jax.rewards.code.code_accuracy import CodeGrader, Runner
+from r1jax.rewards.code.code_accuracy import LANGUAGES, MEASURES, CodeGrader, Runner
 from r1jax.rewards.combine import (
     CODE_PARTS,
     COMPARISONS,
     MODEL_PARTS,
     NONE,
+    Mix,
     RewardConfig,
     Scores,
     VerifyFunction,
@@ -35,7 +36,7 @@ from r1jax.rewards.isolation.sandbox import Sandbox
 from r1jax.rewards.judges.judge import GroundTruthJudge
 from r1jax.rewards.languages.language import check_language
 from r1jax.rewards.mathematics.math_grader import MathGrader
-from r1jax.types import Example, Score
+from r1jax.types import Example, Score, Status
 
 
 class Grader(Protocol):
@@ -68,7 +69,7 @@ class Grading:
         config: RewardConfig,
         verify: VerifyFunction | None,
         mathematics: MathGrader | None,
-        programs: tuple[CodeGrader, ThreadPoolExecutor] | None,
+        programs: tuple[Mapping[Mix, CodeGrader], ThreadPoolExecutor] | None,
         models: Models,
         device: DeviceRewards | None = None,
     ) -> None:
@@ -104,8 +105,8 @@ class Grading:
             return {**waiting, "accuracy": self._models.judge.submit(completion, example).result}
         if mix.comparison == "code":
             assert self._programs is not None
-            grader, threads = self._programs
-            parts = threads.submit(grader.parts, completion, example)
+            graders, threads = self._programs
+            parts = threads.submit(graders[mix].parts, completion, example)
             names = ("accuracy", *(name for name in CODE_PARTS if name in mix.counted))
             return {**waiting, **{name: partial(_part_of, parts, name) for name in names}}
         compare = COMPARISONS.get(mix.comparison)
@@ -191,7 +192,7 @@ def open_grading(
             mathematics = stack.enter_context(MathGrader(config.grading_workers, config.grading_seconds))
         if "code" in comparisons:
             threads = stack.enter_context(ThreadPoolExecutor(config.code.parallel, thread_name_prefix="programs"))
-            programs = make_code_grader(config), threads
+            programs = make_code_graders(config), threads
         missing = needed_models(config) - {*models.scalar, *(("judge",) if models.judge else ())}
         if missing:
             raise ValueError(f"the rewards need models that were not given: {', '.join(sorted(missing))}")
@@ -206,14 +207,19 @@ def needed_models(config: RewardConfig) -> set[str]:
     return counted | ({"judge"} if any(mix.comparison == "judge" for mix in config.mixes) else set())
 
 
-def make_code_grader(config: RewardConfig) -> CodeGrader:
-    """The grader of programs, with the parts that count in any domain; in this host's sandbox or a grade server's."""
+def make_code_graders(config: RewardConfig) -> dict[Mix, CodeGrader]:
+    """For every mix that runs programs a grader with the parts that count there; they share one sandbox, of this host
+    or a grade server's. ValueError if the server's token is missing."""
     code = config.code
     runner: Runner = Sandbox(code.limits, code.parallel)
     if code.server:
         runner = RemoteSandbox(code.server, read_token(), code.limits, code.parallel)
-    measures = frozenset(name for mix in config.mixes for name in CODE_PARTS if name in mix.counted)
-    return CodeGrader(runner, code.partial_credit, measures)
+    languages = {**LANGUAGES, **code.languages}
+    return {
+        mix: CodeGrader(runner, config.partial_credit, frozenset(mix.counted) & MEASURES, languages)
+        for mix in config.mixes
+        if mix.comparison == "code"
+    }
 
 
 def check_grading(config: RewardConfig, examples: Sequence[Example]) -> None:
@@ -224,19 +230,50 @@ def check_grading(config: RewardConfig, examples: Sequence[Example]) -> None:
       SandboxUnavailableError: programs are to be run, and cannot be.
       LintUnavailableError: ruff is missing.
     """
-    programs = []
+    programs: dict[Mix, list[Example]] = {}
+    references: list[Example] = []
     for example in examples:
-        mix = config.mix(example.domain)
-        if mix.comparison == "code" and not needs_verifier(example):
-            programs.append(example)
-        elif mix.comparison != NONE and not example.answer.strip() and not needs_verifier(example):
+        if config.domains and example.domain not in config.domains:
             raise ValueError(
-                f"example {example.id!r}: no reference answer, and the comparison {mix.comparison!r} needs one"
+                f"example {example.id!r}: domain: {example.domain!r} is not one of {sorted(config.domains)}"
             )
+        mix = config.mix(example.domain)
         if "language" in mix.counted:
             try:
                 check_language(example.language)
             except ValueError as error:
                 raise ValueError(f"example {example.id!r}: {error}") from error
+        if needs_verifier(example) or mix.comparison == NONE:
+            continue
+        if mix.comparison == "code":
+            programs.setdefault(mix, []).append(example)
+            continue
+        if not example.answer.strip():
+            raise ValueError(f"example {example.id!r}: no reference, and the comparison {mix.comparison!r} needs one")
+        compare = COMPARISONS[mix.comparison]
+        if compare is not None:
+            _check_reference(example, mix, compare(REFUSED, example))
+        elif mix.comparison == "expressions":
+            references.append(example)
+    if references:
+        _check_expressions(config, references)
     if programs:
-        make_code_grader(config).check(programs)
+        graders = make_code_graders(config)
+        for mix, own in programs.items():
+            graders[mix].check(own)
+
+
+REFUSED = "<answer> - </answer>"  # an answer that is no value: whether it has a grade is up to the reference
+
+
+def _check_reference(example: Example, mix: Mix, score: Score) -> None:
+    if score.status is Status.UNGRADABLE:
+        raise ValueError(f"example {example.id!r}: comparison {mix.comparison!r}: {score.reason}")
+
+
+def _check_expressions(config: RewardConfig, examples: Sequence[Example]) -> None:
+    """Grades an answer to each: one that takes too long says nothing of its reference."""
+    with MathGrader(config.grading_workers, config.grading_seconds) as grader:
+        started = [grader.submit("<answer> 0 </answer>", example) for example in examples]
+        for example, score in zip(examples, started, strict=True):
+            _check_reference(example, config.mix(example.domain), score.result())

@@ -10,16 +10,17 @@ from functools import partial
 from jax.sharding import Mesh
 
 from r1jax.data import reasoning_tasks
-from r1jax.data.chat import Chat
+from r1jax.data.chat import Chat, Message
 from r1jax.data.errors import DataError
 from r1jax.data.tokenizer import HuggingFaceTokenizer, SentencePieceTokenizer, Tokenizer
 from r1jax.rewards.code.lint import LintUnavailableError
 from r1jax.rewards.combine import MODEL_PARTS, RewardConfig
 from r1jax.rewards.device_rewards import DeviceRewards
 from r1jax.rewards.grading import Grading, Models, check_grading, needed_models, open_grading
+from r1jax.rewards.isolation.grade_service import read_token
 from r1jax.rewards.isolation.sandbox import SandboxUnavailableError
 from r1jax.rewards.judges.chat_models import ChatModel, Endpoint
-from r1jax.rewards.judges.judge import GroundTruthJudge, JudgeConfig
+from r1jax.rewards.judges.judge import GroundTruthJudge, JudgeConfig, truth_conversation
 from r1jax.rollout import DecodingConfig
 from r1jax.sampling.answers import SamplerChat
 from r1jax.sampling.decode import SamplingConfig
@@ -38,6 +39,11 @@ def check_rewards(rewards: RewardConfig, sources: Mapping[str, Sequence[Example]
     scalar = needed_models(rewards) & set(MODEL_PARTS)
     if scalar:
         raise ConfigError(f"rewards: {', '.join(sorted(scalar))} need reward models, and none is configured")
+    if rewards.code.server:
+        try:
+            read_token()
+        except ValueError as error:
+            raise ConfigError(f"rewards.code.server: {rewards.code.server}: {error}") from error
     for field, examples in sources.items():
         try:
             check_grading(rewards, examples)
@@ -50,7 +56,7 @@ def check_rewards(rewards: RewardConfig, sources: Mapping[str, Sequence[Example]
         try:
             check_judge(rewards.judge, workdir)
         except (ValueError, ImportError) as error:
-            raise ConfigError(f"rewards.judge: {error}") from error
+            raise ConfigError(f"rewards.judge: {str(error).removeprefix('init.')}") from error
 
 
 @contextlib.contextmanager
@@ -79,8 +85,13 @@ def check_judge(judge: JudgeConfig, workdir: pathlib.Path) -> None:
         with Endpoint(judge.endpoint()) as endpoint:
             endpoint.check()
     else:
-        _, tokenizer = describe_source(_policy_of(judge), workdir)
-        _chat(tokenizer, judge.chat_format)
+        model, tokenizer = describe_source(_policy_of(judge), workdir)
+        prompt = _chat(tokenizer, judge.chat_format).prompt([Message(**m) for m in truth_conversation("", "", "")])
+        if len(prompt.tokens) + judge.max_new_tokens > model.max_positions:
+            raise ValueError(
+                f"max_new_tokens: {judge.max_new_tokens}; an empty question takes {len(prompt.tokens)} tokens, and the "
+                f"model's context is {model.max_positions}"
+            )
 
 
 @contextlib.contextmanager

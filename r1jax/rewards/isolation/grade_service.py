@@ -72,6 +72,18 @@ def check_token(token: str, source: str = "argument") -> str:
     return token
 
 
+def check_address(url: str) -> tuple[str, int]:
+    """Host and port of a grade server's address. ValueError for anything but http://host:port."""
+    parts = urllib.parse.urlsplit(url)
+    try:
+        port = parts.port or PORT
+    except ValueError as error:
+        raise ValueError(f"the grade server's url must be http://host:port, got {url!r}: {error}") from error
+    if parts.scheme != "http" or not parts.hostname or parts.path not in ("", "/") or parts.query:
+        raise ValueError(f"the grade server's url must be http://host:port, got {url!r}")
+    return parts.hostname, port
+
+
 def _encoded(content: bytes) -> str:
     return base64.b64encode(content).decode("ascii")
 
@@ -267,13 +279,11 @@ class RemoteSandbox:
         parallel: int | None = os.cpu_count(),
         patience_seconds: float = 600.0,  # for a place on a busy server, on top of the run's own limit
     ) -> None:
-        parts = urllib.parse.urlsplit(url)
-        if parts.scheme != "http" or not parts.hostname or parts.path not in ("", "/") or parts.query:
-            raise ValueError(f"the grade server's url must be http://host:port, got {url!r}")
+        host, port = check_address(url)
         if parallel is not None and parallel < 1:
             raise ValueError(f"parallel must be at least 1, got {parallel}")
         self.url, self.limits, self.parallel = url, limits, parallel or 1
-        self._host, self._port, self._token = parts.hostname, parts.port or PORT, check_token(token)
+        self._host, self._port, self._token = host, port, check_token(token)
         self._patience = patience_seconds
         self._places = threading.BoundedSemaphore(self.parallel)
 

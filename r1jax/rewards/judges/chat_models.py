@@ -68,6 +68,10 @@ class EndpointConfig:
         parts = urllib.parse.urlsplit(self.url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ValueError(f"url: {self.url!r}; an address that begins with http:// or https://")
+        try:
+            _ = parts.port
+        except ValueError as error:
+            raise ValueError(f"url: {self.url!r}: {error}") from error
         if not self.model:
             raise ValueError("model: is empty; the name of a model that the endpoint serves")
         if not 0 < self.seconds < math.inf:
@@ -155,9 +159,12 @@ class Endpoint:
         return self._run(all_replies())
 
     def check(self) -> None:
-        """Asks for one token. JudgeUnavailableError if nothing answers, or the model or the key is refused."""
+        """Asks for one token. JudgeUnavailableError if nothing answers, what answers sends no completion, or the model
+        or the key is refused."""
         try:
-            self._run(self._completion([{"role": "user", "content": "Say yes."}], seed=0, max_tokens=1))
+            said = self._run(self._completion([{"role": "user", "content": "Say yes."}], seed=0, max_tokens=1))
+            if not _is_completion(said):
+                raise _Failed("what it sends is no chat completion")
         except _Failed as failure:
             raise JudgeUnavailableError(
                 f"model {self.config.model!r} at {self.config.url} cannot be asked: {failure.problem}"
@@ -244,6 +251,11 @@ def _read(completion: Any, max_tokens: int) -> Reply:
     if not isinstance(text, str):
         return Reply(None, f"the endpoint sent no text; finish_reason is {finished!r}")
     return Reply(text)
+
+
+def _is_completion(completion: Any) -> bool:
+    choices = getattr(completion, "choices", None) or [None]
+    return getattr(choices[0], "message", None) is not None
 
 
 def _root(error: BaseException) -> str:

@@ -48,12 +48,11 @@ class JudgeConfig:
     seconds: float = 60.0  # endpoint: for one verdict, retries included
     retries: int = 2  # endpoint
     parallel: int = 8  # endpoint: questions at a time
-    path: str = ""  # sampler: the folder of a policy, a .gguf file, or 'smollm2'
+    path: str = ""  # sampler: the folder of a policy (relative to the stage's own), a .gguf file, or 'smollm2'
     chat_format: str = "own"  # sampler: the checkpoint's own, or a key of data.chat.FORMATS
     batch_size: int = 16  # sampler: conversations decoded at once
     max_new_tokens: int = 512  # of a verdict; a longer one is cut, and so is none
     temperature: float = 0.0
-    times: int = 4  # pairwise: votes for each pair, half of them in either order
 
     def __post_init__(self) -> None:
         """Raises ValueError naming the field, what it is, and what is allowed."""
@@ -63,12 +62,14 @@ class JudgeConfig:
             raise ValueError("path: is empty; a judge of kind 'sampler' needs the policy that judges")
         if self.kind == "endpoint":
             self.endpoint()  # checks its fields
+        for name in ("path",) if self.kind == "endpoint" else ("url", "model", "api_key_variable"):
+            if getattr(self, name):
+                raise ValueError(f"{name}: {getattr(self, name)!r}; a judge of kind {self.kind!r} has no use for it")
         for name in ("batch_size", "max_new_tokens"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: {getattr(self, name)}; at least 1")
         if not 0 <= self.temperature < math.inf:
             raise ValueError(f"temperature: {self.temperature}; 0 or more")
-        _check_times(self.times)
 
     def endpoint(self) -> EndpointConfig:
         """The part that is about an endpoint. ValueError where it is not complete."""
