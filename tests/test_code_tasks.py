@@ -31,6 +31,27 @@ def test_only_the_reference_passes_the_tests_that_the_words_mean(problem: code_t
     assert not run_tests(wrong.reference, tests, sandbox).right
 
 
+@isolated
+@pytest.mark.parametrize(
+    ("first", "near_miss"),
+    [
+        ("the largest of xs", "max(xs, key=abs) + 5"),
+        ("the largest of xs", "max(0, *xs) + 5"),
+        ("the smallest of xs", "min(xs[1:]) + 5"),
+        ("the length of xs", "len(set(xs)) + 5"),
+        ("the sum of xs", "sum(set(xs)) + 5"),
+        ("xs sorted", "[5] + sorted(set(xs))"),
+        ("xs reversed", "[5] + sorted(xs, reverse=True)"),
+        ("xs without its first item", "[5] + [x for x in xs if x != xs[0]]"),
+        ("xs without its last item", "[5] + [x for x in xs if x != xs[-1]]"),
+    ],
+)
+def test_near_misses_fail(first: str, near_miss: str) -> None:
+    then = "plus {k}" if first in code_tasks.NUMBERS else "with {k} added at the start"
+    tests = parse_problem(code_tasks.to_example(code_tasks.Problem(first, then, 5)).metadata)
+    assert not run_tests(f"def f(xs): return {near_miss}", tests, Sandbox(parallel=1)).right
+
+
 def test_no_two_wordings_have_the_same_tests() -> None:
     """On the lists of every problem, each other wording with its number gives another result somewhere."""
     for problem in ONE_OF_EACH:
@@ -44,10 +65,12 @@ def test_an_example_by_hand() -> None:
     example = code_tasks.to_example(code_tasks.Problem("xs without its last item", "with {k} added at the start", 42))
     assert example.question == "Write f(xs) that returns xs without its last item with 42 added at the start."
     assert example.answer == "def f(xs): return [42] + xs[:-1]"
-    assert (example.domain, example.metadata["function"], len(example.metadata["calls"])) == ("code", "f", 6)
+    assert (example.domain, example.metadata["function"], len(example.metadata["calls"])) == ("code", "f", 8)
     for call in example.metadata["calls"]:
         (xs,) = call["args"]
         assert call["expected"] == [42, *xs[: len(xs) - 1]]
+    for call in example.metadata["calls"][3:]:
+        (xs,) = call["args"]
         assert len({xs[0], xs[-1], max(xs), min(xs)}) == 4
     CodeGrader(Sandbox()).check_problem(example)
     assert json.loads(json.dumps(example.metadata)) == example.metadata
@@ -59,10 +82,17 @@ def test_splits_are_apart_and_the_corpus_reads_only_its_own() -> None:
         for split, size in (("rl", 522), ("evaluation", 97), ("validation", 49))
     }
     assert sum(map(len, questions.values())) == len(set().union(*questions.values())) == 522 + 97 + 49
-    documents = list(write_corpus(CorpusConfig(documents=500, programs=1.0)))
+    documents = list(write_corpus(CorpusConfig(documents=10_000, programs=1.0)))
     assert {split_of(document.split_key) for document in documents} == {"corpus"}
-    known = set().union(*questions.values())
-    assert not any(question in document.text for document in documents for question in known)
+    text = "\n".join(document.text for document in documents) + "\n"
+    written = []
+    for problem in code_tasks.all_problems():
+        # Neither asked, nor written by somebody who misread another question, nor explained.
+        part = problem.reference.removeprefix("def f(xs): return ")
+        forms = (problem.question, f"{problem.reference}\n", f"{problem.reference} </answer>", f": {part} .")
+        if split_of(problem.question) != "corpus" and any(form in text for form in forms):
+            written.append(problem)
+    assert not written
     assert set(questions) | {"corpus"} == set(SPLIT_BOUNDS)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from r1jax.data.code_tasks import CONSTANTS, Problem, all_problems, home_of
+from r1jax.data.code_tasks import Problem, all_problems, home_of
 from r1jax.data.tasks import split_of
 
 NOTES = 0.2  # of all documents
@@ -67,25 +67,21 @@ def _reading(problem: Problem) -> str:
 def _misread(rng: np.random.Generator, problem: Problem, slip: float) -> Problem:
     """The problem as its author understood it: each part may have become another one.
 
-    What comes out is a problem of the corpus too: no program or reading of another split is ever written down.
+    What comes out is a problem of the corpus too, so that no program or reading of another split is ever written down:
+    where a slip of the other parts alone leads to none, the number changes as well.
     """
-    home, on = home_of(problem.first)
-    slips = rng.random(3) < slip
-    while True:
-        first, then, constant = problem.first, problem.then, problem.constant
-        if slips[0]:
-            first = str(rng.choice([name for name in home if name != first]))
-        if slips[1]:
-            then = str(rng.choice([name for name in on if name != then]))
-        if slips[2]:
-            constant = int(rng.choice(CONSTANTS))
-        written = Problem(first, then, constant)
-        if split_of(written.question) == "corpus":
-            return written
+    first, then, constant = (bool(slips) for slips in rng.random(3) < slip)
+    if not first and not then and not constant:
+        return problem
+    home = home_of(problem.first)[0]
+    kin = [p for p in CORPUS_PROBLEMS if p.first in home]
+    kin = [p for p in kin if (p.first != problem.first) == first and (p.then != problem.then) == then]
+    chosen = [p for p in kin if (p.constant != problem.constant) == constant] or kin
+    return chosen[int(rng.integers(len(chosen)))]
 
 
 def _break(rng: np.random.Generator, program: str) -> str:
-    """A program without one of its brackets or its colon."""
-    places = [i for i, character in enumerate(program) if character in "()[]:"]
+    """A program without one of its brackets or its colon. (Without a colon in a slice it would be another program.)"""
+    places = [i for i, character in enumerate(program) if character in "()[]"] + [program.index("):") + 1]
     place = int(rng.choice(places))
     return program[:place] + program[place + 1 :]

@@ -49,7 +49,7 @@ ON_LISTS: dict[str, tuple[str, Callable[[Any, int], Any]]] = {
 CONSTANTS = range(2, 42)
 TESTS = 5  # drawn for each problem, besides `CORNERS`
 # Lists on which near misses of the words differ: a repeated item, nothing but negative ones, a single item.
-CORNERS = ([7, 31, 7, -4, 31, 12], [-3, -25, -1, -60, -2], [19])
+CORNERS = ([7, 31, 7, -4, 31, 7], [-3, -25, -1, -60, -2, -3], [19])
 _Home = tuple[dict[str, tuple[str, Function]], dict[str, tuple[str, Callable[[Any, int], Any]]]]
 _HOMES: tuple[_Home, ...] = ((NUMBERS, ON_NUMBERS), (LISTS, ON_LISTS))
 
