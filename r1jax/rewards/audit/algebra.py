@@ -104,6 +104,26 @@ def inequalities(draw: random.Random, same: bool) -> Draft:
     )
 
 
+def joined_statements(draw: random.Random, same: bool) -> Draft:
+    """Inequalities and equations joined by "and" or by "or"; solutions of one unknown are a list with either."""
+    a, b = sorted(draw.sample(range(-30, 31), 2))
+    both = draw.choice((", ", " and ", " \\text{ and } "))
+    either = draw.choice((" or ", " \\text{ or } "))
+    x, y = draw.sample("xyt", 2)
+    # (one notation, another, something else)
+    statements = (
+        (f"{a} < {x} < {b}", f"{x} > {a}{both}{x} < {b}", f"{x} > {a}{either}{x} < {b}"),
+        (f"({a}, {b}]", f"{x} \\le {b}{both}{x} > {a}", f"{x} \\le {b}{either}{x} > {a}"),
+        (f"{x} < {a} or {x} > {b}", f"{x} > {b}{either}{x} < {a}", f"{x} < {a}{both}{x} > {b}"),
+        (f"{x} \\ge {a}, {x} \\ne {b}", f"{x} \\ne {b}{both}{a} \\le {x}", f"{x} \\ge {a}{either}{x} \\ne {b}"),
+        (f"{x} = {a}, {y} = {b}", f"{y} = {b}{both}{x} = {a}", f"{x} = {a}{either}{y} = {b}"),
+        (f"{x} = {a}{both}{x} = {b}", f"{x} = {b}{either}{x} = {a}", f"({a}, {b})"),
+        (f"{x} = {a}{either}{x} = {b}", f"{b}, {a}", f"[{a}, {b}]"),
+    )
+    left, right, wrong = draw.choice(statements)
+    return left, (right if same else wrong)
+
+
 def polynomials(draw: random.Random, same: bool) -> Draft:
     """Products of linear factors, multiplied out."""
     letter = draw.choice("xtna")
@@ -239,6 +259,7 @@ def notations(draw: random.Random, same: bool) -> Draft:
 ALGEBRA: dict[str, Maker] = {
     "equations": equations,
     "inequalities": inequalities,
+    "joined statements": joined_statements,
     "polynomials": polynomials,
     "rational functions": rational_functions,
     "trigonometry": trigonometry,
