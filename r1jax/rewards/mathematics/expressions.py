@@ -294,7 +294,7 @@ def _same_equation(gold: Relation, stated: Relation) -> bool:
         return False
     if not symbols_of(sides[0][1]):
         raise NotUnderstood("a relation without variables")
-    return proportional(sides[1][1], sides[0][1], positive=sides[0][0] not in ("=", "!="))
+    return proportional(sides[0][1], sides[1][1], positive=sides[0][0] not in ("=", "!="))
 
 
 def _by_math_verify(gold: Node, stated: Node) -> bool:
