@@ -36,7 +36,8 @@ class CodeProblem:
 
     tests: tuple[StdioTest, ...] | tuple[CallTest, ...]
     language: str = "python"
-    function: str = ""  # of CallTests
+    function: str = ""  # of CallTests; a function of this name, or else the method of a class Solution
+    live_code_bench: bool = False  # the method comes first, and names are there that its solutions do not import
 
 
 class ProblemError(ValueError):
@@ -48,8 +49,8 @@ def parse_problem(metadata: Mapping[str, Any]) -> CodeProblem:
 
     Known layouts: `stdio`, a list of {input, output}, both texts; `function` and `calls`, a list of {args, expected},
     args a list; and LiveCodeBench's `test_cases`, a list of {input, output, testtype}, where the input of a functional
-    test has one JSON value a line, with the function's name under `func_name`. Each list may be its JSON text.
-    `language` is the programs' language; functions are called in Python only.
+    test has one JSON value a line, with the name of the function or of Solution's method under `func_name`. Each list
+    may be its JSON text. `language` is the programs' language; functions are called in Python only.
 
     Raises:
       ProblemError: there are no tests, or a field is missing or ill-formed.
@@ -85,7 +86,8 @@ def _live_code_bench(metadata: Mapping[str, Any], language: str) -> CodeProblem:
             calls.append(_call_test(args, json.loads(expected), where))
         except json.JSONDecodeError as error:
             raise ProblemError(f"{where} is not JSON line by line: {error}") from error
-    return _call_problem(tuple(calls), language, _name(metadata.get("func_name"), "func_name"))
+    problem = _call_problem(tuple(calls), language, _name(metadata.get("func_name"), "func_name"))
+    return dataclasses.replace(problem, live_code_bench=True)
 
 
 def _stdio_tests(cases: Sequence[Mapping[str, Any]], field: str) -> tuple[StdioTest, ...]:
