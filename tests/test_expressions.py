@@ -75,6 +75,12 @@ from r1jax.rewards.mathematics.values import TooLarge, equal, evaluate
         (r"\pm 2", "2, -2"),
         ("x=1,y=2", "y=2,x=1"),
         ("(x,y)=(1,2)", "(1,2)"),
+        ("(1,2)", "(y,x)=(2,1)"),
+        ("(x,y)=(1,2)", "(y,x)=(2,1)"),
+        ("(x,y)=(1,2)", "y=2, x=1"),
+        ("y=2, x=1", "(1,2)"),
+        ("(2,3)", "(m,b)=(2,3)"),
+        ("(x,y)=(1,2) or (x,y)=(3,4)", "(3,4), (1,2)"),
         ("ABD", "A, D, B"),
         ("B", "选B"),
         ("B", r"\text{(B)}"),
@@ -158,6 +164,12 @@ def test_the_same_in_another_notation_is_right(gold: str, answer: str) -> None:
         (r"x \in \{1, 2\}", r"y \in \{1, 2\}"),
         ("x+y=2, x-y=0", "x+y=2 or x-y=0"),
         ("x=1,y=2 or x=3,y=4", "x=1,y=4 or x=3,y=2"),
+        ("(1,2)", "(y,x)=(1,2)"),
+        ("(x,y)=(1,2)", "(y,x)=(1,2)"),
+        ("(x,y)=(1,2)", "(a,b)=(1,2)"),
+        ("(x,y)=(1,2)", "y=1, x=2"),
+        ("a=1, b=2", "2, 1"),
+        ("(1,2)", "x=1, y=2"),
         ("x=2 or x=3", "(2,3)"),
         (r"\pm 2", "[2,-2]"),
         (r"2\frac12", r"2\cdot\frac12"),
@@ -217,6 +229,13 @@ def test_a_unit_may_be_added_where_the_question_names_it() -> None:
     assert compare("9", "9 apples", "How many red apples are left?")[0] == RIGHT
     assert compare("9", "9 pears", "How many red apples are left? The pears are gone.")[0] == WRONG
     assert compare("18", r"\$18", "How many dollars?")[0] == RIGHT
+
+
+def test_the_question_says_in_which_order_names_stand() -> None:
+    assert compare("(2,3)", "(b,m)=(3,2)", "Find $(m, b)$.")[0] == RIGHT
+    assert compare("(2,3)", "(b,m)=(2,3)", "Find $(m, b)$.")[0] == WRONG
+    assert compare("(1,2)", "y=2, x=1", "Which ordered pair solves it?")[0] == RIGHT
+    assert compare("(1,2)", "y=1, x=2", "Which ordered pair solves it?")[0] == WRONG
 
 
 def test_percent_may_be_left_out_where_the_question_asks_for_it() -> None:

@@ -124,6 +124,18 @@ def joined_statements(draw: random.Random, same: bool) -> Draft:
     return left, (right if same else wrong)
 
 
+def named_tuples(draw: random.Random, same: bool) -> Draft:
+    """Pairs with the names of their numbers, which may stand in any order, and without."""
+    a, b = draw.sample(range(-30, 31), 2)
+    gold = draw.choice((f"({a}, {b})", f"(x, y) = ({a}, {b})", f"x = {a}, y = {b}"))
+    if not same:
+        return gold, draw.choice((f"(y, x) = ({a}, {b})", f"(x, y) = ({b}, {a})", f"x = {b}, y = {a}", f"({b}, {a})"))
+    answers = [f"(y, x) = ({b}, {a})", f"(x, y) = ({a}, {b})", f"({a}, {b})"]
+    if gold.startswith(("(x", "x")):
+        answers.append(f"y = {b}, x = {a}")
+    return gold, draw.choice(answers)
+
+
 def polynomials(draw: random.Random, same: bool) -> Draft:
     """Products of linear factors, multiplied out."""
     letter = draw.choice("xtna")
@@ -263,6 +275,7 @@ ALGEBRA: dict[str, Maker] = {
     "equations": equations,
     "inequalities": inequalities,
     "joined statements": joined_statements,
+    "named tuples": named_tuples,
     "polynomials": polynomials,
     "rational functions": rational_functions,
     "trigonometry": trigonometry,

@@ -8,11 +8,13 @@ list, an interval no pair, x = 1 is not y = 1. This runs in a worker process (`w
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import re
 
 from r1jax.rewards.mathematics.formula import Formula, symbols_of
 from r1jax.rewards.mathematics.latex import NotUnderstood
+from r1jax.rewards.mathematics.naming import in_order, named_tuple, named_values
 from r1jax.rewards.mathematics.regions import same_region
 from r1jax.rewards.mathematics.solutions import FLIPPED, plain_formula, region_of, region_or_none, variables
 from r1jax.rewards.mathematics.structure import (
@@ -40,6 +42,7 @@ RIGHT, WRONG, UNGRADABLE = "right", "wrong", "ungradable"
 _IN_PERCENT = re.compile(
     r"\b(?:what|which|how many|as an?|in)\s+percent(?:age)?\b|百分之几|百分之多少|百分比", re.IGNORECASE
 )
+_POINT = re.compile(r"\b(?:ordered (?:pair|triple|tuple)|point|coordinates|vertex|vector)s?\b|有序|坐标", re.IGNORECASE)
 _COUNTED = r"\b(?:how many|number of)\s+(?:[a-z]+\s+){{0,2}}?{}\b"
 
 
@@ -107,6 +110,8 @@ class _Comparison:
 
     def same(self, gold: Node, stated: Node) -> bool:
         """Whether the answer states what the reference does."""
+        if (by_name := self._same_by_name(gold, stated)) is not None:
+            return by_name
         match gold, stated:
             case Options(), Options():
                 return gold.letters == stated.letters
@@ -136,6 +141,23 @@ class _Comparison:
             case ((Combined() | Reals()), _):
                 return self._same_region(gold, stated)
         return False
+
+    def _same_by_name(self, gold: Node, stated: Node) -> bool | None:
+        """Whether values with names are the same, in their order where only one side has names; None without names."""
+        tuples = named_tuple(gold), named_tuple(stated)
+        mine, theirs = tuples[0] or named_values(gold), tuples[1] or named_values(stated)
+        if mine is not None and theirs is not None:
+            if mine.keys() == theirs.keys():
+                return all(self.same(value, theirs[name]) for name, value in mine.items())
+            return None if tuples == (None, None) else False
+        if mine is not None and isinstance(stated, Items) and stated.ordered and stated.brackets in ("", "()"):
+            expected = Items("()", tuple(mine.values())) if tuples[0] else in_order(mine, self.question)
+            return self.same(expected, dataclasses.replace(stated, brackets="()"))
+        if tuples[1] is None and not _POINT.search(self.question):
+            return None  # (1, 2) may be an interval
+        if theirs is not None and isinstance(gold, Items) and gold.ordered and gold.brackets in ("", "()"):
+            return self.same(gold, in_order(theirs, self.question))
+        return None
 
     def _same_leaf(self, gold: Leaf, stated: Leaf) -> bool:
         if gold.words or stated.words:
@@ -266,8 +288,6 @@ def _value_of(relation: Relation, comparison: _Comparison) -> Node | None:
         name, values = sides[0], sides[1:]
     elif len(sides) == 2 and is_name(sides[1]) and isinstance(sides[0], Leaf) and not symbols_of(sides[0].formula):
         name, values = sides[1], sides[:1]
-    elif len(sides) == 2 and isinstance(sides[0], Items) and sides[0].brackets == "()":
-        return sides[1] if all(is_name(item) for item in sides[0].items) else None
     else:
         return None
     assert isinstance(name, Leaf)

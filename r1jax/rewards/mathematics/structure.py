@@ -105,11 +105,16 @@ def is_name(node: Node) -> bool:
     return isinstance(node, Leaf) and node.unit is None and node.formula[0] in ("symbol", "call")
 
 
+def is_names(node: Node) -> bool:
+    """A tuple of variables, as in (x, y) = (1, 2)."""
+    return isinstance(node, Items) and node.brackets == "()" and all(is_name(item) for item in node.items)
+
+
 def named(relation: Relation) -> Node | None:
     r"""What `x = 2`, `2 = x` or `x \in ...` says something of; None for any other relation."""
     if set(relation.signs) not in ({"="}, {"in"}):
         return None
-    return next((side for side in (relation.sides[0], relation.sides[-1]) if is_name(side)), None)
+    return next((side for side in (relation.sides[0], relation.sides[-1]) if is_name(side) or is_names(side)), None)
 
 
 def are_solutions(items: Sequence[Node]) -> bool:
