@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from r1jax.rewards.answer import extract_final_answer
 from r1jax.rewards.code.code_accuracy import (
     LANGUAGES,
     CodeGrader,
@@ -358,6 +359,11 @@ def test_programs_are_the_last_closed_block() -> None:
     assert extract_program("```\n\n```") is None
     assert extract_program("```\na\n```\nbetter:\n```\nb\n") is None  # what was cut is no block, nor is the one before
     assert extract_program("1. so:\n   ```python\n   if a:\n       b\n   ```") == "if a:\n    b\n"
+    # Between tags such a block has lost the indentation of its first line.
+    indented = extract_final_answer("<answer>\n  ```python\n  if a:\n\n      b\n  ```\n</answer>")
+    assert extract_program(indented or "") == "if a:\n\n    b\n"
+    assert extract_program("```\n# a\nif a:\n  b\n  ```") == "# a\nif a:\n  b\n"  # only the last fence is indented
+    assert extract_program("```\n  # a\nif a:\n  b\n  ```") == "  # a\nif a:\n  b\n"
     assert extract_program("````\nx\n```\ny\n````\r\n") == "x\n```\ny\n"
     assert extract_program("```a = 1```") is None  # on one line: no block
 

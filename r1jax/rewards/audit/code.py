@@ -13,6 +13,7 @@ import json
 import pathlib
 import random
 import re
+import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -188,6 +189,7 @@ def _fenced(program: str) -> str:
 STYLES: Sequence[Callable[[str], str]] = (
     _fenced,
     lambda program: f"```\n{program}\n```",
+    lambda program: textwrap.indent(_fenced(program), "  "),
     lambda program: program,
     lambda program: f"First a sketch:\n\n{_fenced('print(1)')}\n\nNow all of it:\n\n{_fenced(program)}\n\nIt is right.",
     lambda program: _fenced(program).replace("\n", "\r\n"),

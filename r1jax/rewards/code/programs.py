@@ -151,24 +151,30 @@ def extract_program(answer: str) -> str | None:
 
     As in CommonMark, a fence is a line of three or more backticks, it closes with as many, and what it is indented by
     is no part of the program. Where a fence stays open there is no program at all: an earlier block is not what a cut
-    answer commits itself to.
+    answer commits itself to. A fence at the very beginning of an answer lost its indentation when the answer was
+    stripped: it is taken to be that of the closing one, as far as every line of the program has it.
     """
     last: str | None = None
     opened: re.Match[str] | None = None
     lines: list[str] = []
-    for line in answer.split("\n"):
+    first = False  # the open fence is the answer's first line
+    for i, line in enumerate(answer.split("\n")):
         fence = _FENCE.fullmatch(line)
         if opened is None and fence:
-            opened, lines = fence, []
+            opened, lines, first = fence, [], i == 0
         elif opened and fence and len(fence[2]) >= len(opened[2]) and not fence[3].strip():
-            last, opened = "".join(lines), None
+            indent = min([len(fence[1]), *map(_indent, filter(str.strip, lines))]) if first else len(opened[1])
+            last, opened = "".join(line[min(indent, _indent(line)) :] + "\n" for line in lines), None
         elif opened:
-            indent = len(line) - len(line.lstrip(" \t"))
-            lines.append(line[min(indent, len(opened[1])) :] + "\n")
+            lines.append(line)
     if opened or (last is None and "```" in answer):
         return None
     program = answer if last is None else last
     return program if program.strip() else None
+
+
+def _indent(line: str) -> int:
+    return len(line) - len(line.lstrip(" \t"))
 
 
 def is_python(program: str) -> bool:
