@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from r1jax.rewards.answer import extract_final_answer
 from r1jax.rewards.code.code_accuracy import (
     LANGUAGES,
     CodeGrader,
@@ -299,9 +300,56 @@ def test_live_code_bench_layout(sandbox: Sandbox) -> None:
     method = "class Solution:\n    def total(self, xs: List[int], y: int) -> int:\n        return sum(xs) + y"
     assert run_tests(method, problem, sandbox).right
     assert run_tests(method.replace("+ y", "- y"), problem, sandbox).reason == "test 1: another result"
+    # Names that its own runner imports, of which some are a module and a function or class at once.
+    imported = "        d = deque(xs)\n        heapq.heappush(xs, y)\n        assert bisect.bisect(xs, 0) == 0\n"
+    imported += "        assert datetime.date and pow(2, 3, 5) == gcd(3, 6) and Counter(d)\n        return sum(xs)"
+    assert run_tests(method.replace("        return sum(xs) + y", imported), problem, sandbox).right
+    # A helper of the same name is not what is asked for, and neither is it in the way.
+    helper = "def total(xs):\n    return sum(xs)\n" + method.replace("sum(xs)", "total(xs)")
+    assert run_tests(helper, problem, sandbox).right
+    assert run_tests(helper + "\nSolution.total = None", problem, sandbox).reason == "test 1: raised TypeError"
+    deep = "def total(xs, y, depth=20000):\n    return total(xs, y, depth - 1) if depth else sum(xs) + y"
+    assert run_tests(deep, problem, sandbox).right
+    # "merge" is one of heapq's names, but nobody's solution.
+    merge = parse_problem({"test_cases": cases.replace("[1, 2]", "[[1]]"), "func_name": "merge"})
+    assert run_tests("x = 1", merge, sandbox).reason == "test 1: raised KeyError"
     # A name of typing is no solution that nobody wrote: typing.cast(1, 2) is 2.
     problem = parse_problem({"calls": [{"args": [1, 2], "expected": 2}], "function": "cast"})
     assert run_tests("x = 1", problem, sandbox).reason == "test 1: raised KeyError"
+
+
+def solved(program: str, sandbox: Sandbox, *calls: tuple[list[Any], Any]) -> Verdict:
+    tests = [{"args": args, "expected": expected} for args, expected in calls]
+    return run_tests(program, parse_problem({"function": "f", "calls": tests}), sandbox)
+
+
+def test_a_result_is_what_it_was_when_the_call_returned(sandbox: Sandbox) -> None:
+    # The list grows from call to call: the first one returned [0], not what it holds in the end.
+    grows = "o = []\ndef f(x):\n    o.append(x)\n    return o"
+    assert solved(grows, sandbox, *(([i], [0, 1, 2]) for i in range(3))).reason == "test 1: another result"
+    # A right program that keeps a table of its results and returns it each time.
+    table = "t = [0]\ndef f(n):\n    while len(t) <= n:\n        t.append(t[-1] + len(t))\n    return t"
+    assert solved(table, sandbox, ([1], [0, 1]), ([3], [0, 1, 3, 6])).right
+
+
+def test_a_result_that_json_cannot_hold_fails_its_own_test(sandbox: Sandbox) -> None:
+    verdict = solved("def f(x): return x if x else {1}", sandbox, ([1], 1), ([0], [1]))
+    assert (verdict.passed, verdict.reason) == (1, "test 2: a result that JSON cannot hold: set")
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        # All of them look up the module that their class says it is from.
+        "from __future__ import annotations\nimport dataclasses\n"
+        "@dataclasses.dataclass\nclass P:\n    x: int\ndef f(x):\n    return P(x).x",
+        "import pickle\nclass P:\n    x = 1\ndef f(x):\n    p = P()\n    p.x = x\n"
+        "    return pickle.loads(pickle.dumps(p)).x",
+        "import sys\ny = 0\ndef f(x):\n    sys.modules[__name__].y = x\n    return y",
+    ],
+)
+def test_a_program_is_a_module(sandbox: Sandbox, program: str) -> None:
+    assert solved(program, sandbox, ([3], 3)).right
 
 
 def test_programs_are_the_last_closed_block() -> None:
@@ -311,6 +359,11 @@ def test_programs_are_the_last_closed_block() -> None:
     assert extract_program("```\n\n```") is None
     assert extract_program("```\na\n```\nbetter:\n```\nb\n") is None  # what was cut is no block, nor is the one before
     assert extract_program("1. so:\n   ```python\n   if a:\n       b\n   ```") == "if a:\n    b\n"
+    # Between tags such a block has lost the indentation of its first line.
+    indented = extract_final_answer("<answer>\n  ```python\n  if a:\n\n      b\n  ```\n</answer>")
+    assert extract_program(indented or "") == "if a:\n\n    b\n"
+    assert extract_program("```\n# a\nif a:\n  b\n  ```") == "# a\nif a:\n  b\n"  # only the last fence is indented
+    assert extract_program("```\n  # a\nif a:\n  b\n  ```") == "  # a\nif a:\n  b\n"
     assert extract_program("````\nx\n```\ny\n````\r\n") == "x\n```\ny\n"
     assert extract_program("```a = 1```") is None  # on one line: no block
 

@@ -31,6 +31,10 @@ from r1jax.rewards.mathematics.values import TooLarge, equal, evaluate
         (r"\log_2 8", "3"),
         (r"\ln 6", r"\ln 2 + \ln 3"),
         (r"|x - 1|", "|1 - x|"),
+        ("|x-100|", r"\sqrt{x^2-200x+10000}"),
+        (r"\frac{1}{\sqrt{x^2+1000}+x}", r"\frac{\sqrt{x^2+1000}-x}{1000}"),
+        (r"\ln(e^{100} x)", r"100+\ln x"),
+        (r"\sqrt{x} + 5000e^{-x}", r"5000e^{-x} + x^{1/2}"),
         (r"0.\overline{3}", "1/3"),
         (r"2\frac12", "5/2"),
         ("√13", r"\sqrt{13}"),
@@ -71,10 +75,24 @@ from r1jax.rewards.mathematics.values import TooLarge, equal, evaluate
         (r"\pm 2", "2, -2"),
         ("x=1,y=2", "y=2,x=1"),
         ("(x,y)=(1,2)", "(1,2)"),
+        ("(1,2)", "(y,x)=(2,1)"),
+        ("(x,y)=(1,2)", "(y,x)=(2,1)"),
+        ("(x,y)=(1,2)", "y=2, x=1"),
+        ("y=2, x=1", "(1,2)"),
+        ("(2,3)", "(m,b)=(2,3)"),
+        ("(x,y)=(1,2) or (x,y)=(3,4)", "(3,4), (1,2)"),
         ("ABD", "A, D, B"),
         ("B", "选B"),
         ("B", r"\text{(B)}"),
         (r"\text{yes}", "Yes."),
+        ("x=2, x=3", "x=3 or x=2"),
+        ("x=2 or x=3", "3, 2"),
+        ("x=2, x=3", r"\{2, 3\}"),
+        ("0<x<1", "x>0 and x<1"),
+        ("x>0, x<1", "(0, 1)"),
+        ("(0,1)", "x>0 and x<1"),
+        ("x=1,y=2 or x=3,y=4", "y=4,x=3 or x=1,y=2"),
+        ("x+y=2, x-y=0", "x-y=0, 2x+2y=4"),
         (r"\int_0^1 x dx", r"\frac12"),  # by math-verify
         (r"\sum_{n=1}^{10} n", "55"),
     ],
@@ -112,6 +130,18 @@ def test_the_same_in_another_notation_is_right(gold: str, answer: str) -> None:
         ("x^2", "x"),
         ("|x|", "x"),
         (r"\sqrt{x^2}", "x"),
+        ("|x-100|", "100-x"),
+        ("|x+200|", "x+200"),
+        ("|x+91|", "x+91"),
+        (r"\sqrt{(x-95)^2}", "95-x"),
+        ("|x-10^3|", "10^3-x"),
+        ("|2x-300|", "300-2x"),
+        (r"\frac{1}{500}|x-1000|", r"2-\frac{x}{500}"),
+        ("|x-200y|", "200y-x"),
+        ("((x-100)^2)^{1/2}", "100-x"),
+        (r"|x-100|", r"100-x+0\cdot e^{1000x}"),
+        ("100-x", "|x-100|"),
+        ("y=|x-100|", "y=100-x"),
         (r"\pi", "3.14159265358979"),
         (r"\sqrt2", "1.41421356"),
         ("1/3 + x", "0.333333333333333333 + x"),
@@ -126,6 +156,22 @@ def test_the_same_in_another_notation_is_right(gold: str, answer: str) -> None:
         ("(x-1)(x+1)=0", "x-1=0"),
         (r"\mathbb{R}", "x>1, x<3"),
         ("(1,3)", "x>1 or x<3"),
+        ("x<1 or x>2", r"x<1 \text{ and } x>2"),
+        ("x>0 and x<1", "x>0 or x<1"),
+        (r"x\ge 2, x\ne 3", r"x\ge 2 or x\ne 3"),
+        ("0<x<1", "y>0 and y<1"),
+        ("a=1,b=2", "a=1 or b=2"),
+        (r"x \in \{1, 2\}", r"y \in \{1, 2\}"),
+        ("x+y=2, x-y=0", "x+y=2 or x-y=0"),
+        ("x=1,y=2 or x=3,y=4", "x=1,y=4 or x=3,y=2"),
+        ("(1,2)", "(y,x)=(1,2)"),
+        ("(x,y)=(1,2)", "(y,x)=(1,2)"),
+        ("(x,y)=(1,2)", "(a,b)=(1,2)"),
+        ("(x,y)=(1,2)", "y=1, x=2"),
+        ("a=1, b=2", "2, 1"),
+        ("(1,2)", "x=1, y=2"),
+        ("x=2 or x=3", "(2,3)"),
+        (r"\pm 2", "[2,-2]"),
         (r"2\frac12", r"2\cdot\frac12"),
         ("B", "b"),
         ("B", "A or B"),
@@ -183,6 +229,13 @@ def test_a_unit_may_be_added_where_the_question_names_it() -> None:
     assert compare("9", "9 apples", "How many red apples are left?")[0] == RIGHT
     assert compare("9", "9 pears", "How many red apples are left? The pears are gone.")[0] == WRONG
     assert compare("18", r"\$18", "How many dollars?")[0] == RIGHT
+
+
+def test_the_question_says_in_which_order_names_stand() -> None:
+    assert compare("(2,3)", "(b,m)=(3,2)", "Find $(m, b)$.")[0] == RIGHT
+    assert compare("(2,3)", "(b,m)=(2,3)", "Find $(m, b)$.")[0] == WRONG
+    assert compare("(1,2)", "y=2, x=1", "Which ordered pair solves it?")[0] == RIGHT
+    assert compare("(1,2)", "y=1, x=2", "Which ordered pair solves it?")[0] == WRONG
 
 
 def test_percent_may_be_left_out_where_the_question_asks_for_it() -> None:

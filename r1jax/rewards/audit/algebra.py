@@ -104,6 +104,38 @@ def inequalities(draw: random.Random, same: bool) -> Draft:
     )
 
 
+def joined_statements(draw: random.Random, same: bool) -> Draft:
+    """Inequalities and equations joined by "and" or by "or"; solutions of one unknown are a list with either."""
+    a, b = sorted(draw.sample(range(-30, 31), 2))
+    both = draw.choice((", ", " and ", " \\text{ and } "))
+    either = draw.choice((" or ", " \\text{ or } "))
+    x, y = draw.sample("xyt", 2)
+    # (one notation, another, something else)
+    statements = (
+        (f"{a} < {x} < {b}", f"{x} > {a}{both}{x} < {b}", f"{x} > {a}{either}{x} < {b}"),
+        (f"({a}, {b}]", f"{x} \\le {b}{both}{x} > {a}", f"{x} \\le {b}{either}{x} > {a}"),
+        (f"{x} < {a} or {x} > {b}", f"{x} > {b}{either}{x} < {a}", f"{x} < {a}{both}{x} > {b}"),
+        (f"{x} \\ge {a}, {x} \\ne {b}", f"{x} \\ne {b}{both}{a} \\le {x}", f"{x} \\ge {a}{either}{x} \\ne {b}"),
+        (f"{x} = {a}, {y} = {b}", f"{y} = {b}{both}{x} = {a}", f"{x} = {a}{either}{y} = {b}"),
+        (f"{x} = {a}{both}{x} = {b}", f"{x} = {b}{either}{x} = {a}", f"({a}, {b})"),
+        (f"{x} = {a}{either}{x} = {b}", f"{b}, {a}", f"[{a}, {b}]"),
+    )
+    left, right, wrong = draw.choice(statements)
+    return left, (right if same else wrong)
+
+
+def named_tuples(draw: random.Random, same: bool) -> Draft:
+    """Pairs with the names of their numbers, which may stand in any order, and without."""
+    a, b = draw.sample(range(-30, 31), 2)
+    gold = draw.choice((f"({a}, {b})", f"(x, y) = ({a}, {b})", f"x = {a}, y = {b}"))
+    if not same:
+        return gold, draw.choice((f"(y, x) = ({a}, {b})", f"(x, y) = ({b}, {a})", f"x = {b}, y = {a}", f"({b}, {a})"))
+    answers = [f"(y, x) = ({b}, {a})", f"(x, y) = ({a}, {b})", f"({a}, {b})"]
+    if gold.startswith(("(x", "x")):
+        answers.append(f"y = {b}, x = {a}")
+    return gold, draw.choice(answers)
+
+
 def polynomials(draw: random.Random, same: bool) -> Draft:
     """Products of linear factors, multiplied out."""
     letter = draw.choice("xtna")
@@ -226,6 +258,9 @@ def notations(draw: random.Random, same: bool) -> Draft:
         (f"{a}\\pi r^2", f"{a}*pi*r^2".replace("pi", "\\pi"), f"{a}\\pi R^2"),
         (f"a_{{{a}}} + {b}", f"{b} + a_{a}", f"a_{{{a + 1}}} + {b}"),
         (f"|x - {a}|", f"|{a} - x|", f"x - {a}"),
+        (f"|x - {a}{b}{n}|", f"|{a}{b}{n} - x|", f"{a}{b}{n} - x"),
+        (f"\\sqrt{{(x + {a}{b}0)^2}}", f"|x + {a}{b}0|", f"x + {a}{b}0"),
+        (f"|{a}x - {b}000y|", f"|{b}000y - {a}x|", f"{b}000y - {a}x"),
         (f"n(n+{a})", f"n^2 + {a}n", f"n^2 + {a}"),
         (f"{a}x", f"x*{a}", f"{a}X"),
         (f"f(x) = {a}x + {b}", f"{b} + {a}x", f"{a} + {b}x" if a != b else f"{a}x"),
@@ -239,6 +274,8 @@ def notations(draw: random.Random, same: bool) -> Draft:
 ALGEBRA: dict[str, Maker] = {
     "equations": equations,
     "inequalities": inequalities,
+    "joined statements": joined_statements,
+    "named tuples": named_tuples,
     "polynomials": polynomials,
     "rational functions": rational_functions,
     "trigonometry": trigonometry,

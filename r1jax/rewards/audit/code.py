@@ -13,6 +13,7 @@ import json
 import pathlib
 import random
 import re
+import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -149,12 +150,34 @@ def _is_method(source: str) -> str:
     return f"{renamed}\n{head}\n        return inner(*args)\n"
 
 
+def _keeps_one_list(source: str) -> str:
+    """The list of results that is given back is the same one each time, filled anew."""
+    renamed = re.sub(r"\bsolve\b", "inner", source)
+    return f"{renamed}\nkept = []\ndef solve(*args):\n    kept[:] = inner(*args)\n    return kept\n"
+
+
+def _has_a_class(source: str) -> str:
+    """Its class looks up the module that it is from. `source` begins with the imports from the future."""
+    renamed = re.sub(r"\bsolve\b", "inner", source)
+    result = "import dataclasses, pickle, typing\n@dataclasses.dataclass\nclass Result:\n    value: typing.Any"
+    found = "def solve(*args):\n    return pickle.loads(pickle.dumps(Result(inner(*args)))).value"
+    return f"{renamed}\n{result}\n{found}\n"
+
+
+def _is_method_of_live_code_bench(source: str) -> str:
+    """A helper has the method's name, and nothing is imported."""
+    head = "class Solution:\n    def solve(self, *args: Any) -> Optional[List[int]]:"
+    return f"{source}\n{head}\n        return solve(*deque(copy.deepcopy(args)))\n"
+
+
 def complete_programs(task: Task, source: str) -> list[str]:
     """A Python program around solve(...), in several styles that are all as right as `source`."""
     noisy = f'import sys\nprint("started", file=sys.stderr)\n{source}'
     future = f"from __future__ import annotations\n# 一个注释\n{source}"
     if task.is_function:
-        return [source, _is_method(source), f'print("[1, 2, 3]")\n{noisy}', future]
+        method = _is_method if task.layout == "calls" else _is_method_of_live_code_bench
+        kept = _keeps_one_list if task.problem.result == "l" else _has_a_class
+        return [source, method(source), f'print("[1, 2, 3]")\n{noisy}', kept(future)]
     return [future + _reads_lines(task), noisy + _has_main(task), source + _leaves_blanks(task)]
 
 
@@ -166,6 +189,7 @@ def _fenced(program: str) -> str:
 STYLES: Sequence[Callable[[str], str]] = (
     _fenced,
     lambda program: f"```\n{program}\n```",
+    lambda program: textwrap.indent(_fenced(program), "  "),
     lambda program: program,
     lambda program: f"First a sketch:\n\n{_fenced('print(1)')}\n\nNow all of it:\n\n{_fenced(program)}\n\nIt is right.",
     lambda program: _fenced(program).replace("\n", "\r\n"),

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 from r1jax.rewards.answer import extract_final_answer
+from r1jax.rewards.code.harness import HARNESS, LIVE_CODE_BENCH_PRELUDE, PRELUDE
 from r1jax.rewards.code.lint import check_lint, lint_reward
 from r1jax.rewards.code.programs import (
     CallTest,
@@ -36,33 +37,6 @@ from r1jax.types import Example, Score, Status
 
 MEASURES = frozenset({"lint", "runs", "speed"})  # beside accuracy
 RUNS_TOGETHER = 8  # the tests of a problem may together take the time of so many runs at their limit
-
-# Calls the function (or the method of a class Solution, as LiveCodeBench has it) with every list of arguments, prints
-# the results as one JSON line on the real standard output, which the program's own prints do not reach. It runs beside
-# the program and can be fooled by it in every way but one: it does not know what is expected. The names of typing are
-# there, since the solutions that those tests are for are written without the import.
-HARNESS = """
-import json, os, sys
-calls = json.loads(sys.stdin.buffer.read())
-out = os.fdopen(os.dup(1), "w")
-os.dup2(2, 1)
-with open("solution.py", encoding="utf-8") as file:
-    source = file.read()
-name = calls["function"]
-namespace = {"__name__": "solution"}
-exec("from typing import *", namespace)
-namespace.pop(name, None)
-exec(compile(source, "solution.py", "exec"), namespace)
-results = []
-for args in calls["args"]:
-    try:
-        function = namespace[name] if name in namespace else getattr(namespace["Solution"](), name)
-        results.append(["value", function(*args)])
-    except Exception as error:
-        results.append(["error", type(error).__name__])
-json.dump(results, out)
-out.close()
-"""
 
 
 class Runner(Protocol):
@@ -94,6 +68,7 @@ LANGUAGES: Mapping[str, Language] = {
     ),
 }
 BUILD_LIMITS = Limits(wall_seconds=60.0, cpu_seconds=20, output_bytes=16 * 2**20)
+_SHOWN = 60  # characters of an error's or a type's name
 _NOT_FOUND = 127  # a shell's exit code for a command that is not there
 
 
@@ -218,7 +193,12 @@ def _run_calls(program: str, problem: CodeProblem, runner: Runner) -> Verdict:
     if not is_python(program):
         return Verdict(0, total, "it does not parse")
     tests = [test for test in problem.tests if isinstance(test, CallTest)]
-    calls = {"function": problem.function, "args": [list(test.args) for test in tests]}
+    calls = {
+        "function": problem.function,
+        "method": problem.live_code_bench,
+        "prelude": LIVE_CODE_BENCH_PRELUDE if problem.live_code_bench else PRELUDE,
+        "args": [list(test.args) for test in tests],
+    }
     files = {"solution.py": program.encode("utf-8", errors="replace"), "harness.py": HARNESS.encode()}
     outcome = run_job(runner, python_command("harness.py"), files, json.dumps(calls).encode())
     results = _results(outcome, total)
@@ -226,8 +206,8 @@ def _run_calls(program: str, problem: CodeProblem, runner: Runner) -> Verdict:
         return Verdict(0, total, _failure(outcome), outcome.cpu_seconds)
     for i, ((kind, value), test) in enumerate(zip(results, tests, strict=True)):
         if kind != "value" or not same_value(value, test.expected):
-            what = f"raised {value}" if kind == "error" else "another result"
-            return Verdict(i, total, f"test {i + 1}: {what}", outcome.cpu_seconds)
+            what = {"error": "raised {}", "no JSON": "a result that JSON cannot hold: {}"}.get(kind, "another result")
+            return Verdict(i, total, f"test {i + 1}: {what.format(str(value)[:_SHOWN])}", outcome.cpu_seconds)
     return Verdict(total, total, seconds=outcome.cpu_seconds)
 
 

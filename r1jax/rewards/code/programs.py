@@ -36,7 +36,8 @@ class CodeProblem:
 
     tests: tuple[StdioTest, ...] | tuple[CallTest, ...]
     language: str = "python"
-    function: str = ""  # of CallTests
+    function: str = ""  # of CallTests; a function of this name, or else the method of a class Solution
+    live_code_bench: bool = False  # the method comes first, and names are there that its solutions do not import
 
 
 class ProblemError(ValueError):
@@ -48,8 +49,8 @@ def parse_problem(metadata: Mapping[str, Any]) -> CodeProblem:
 
     Known layouts: `stdio`, a list of {input, output}, both texts; `function` and `calls`, a list of {args, expected},
     args a list; and LiveCodeBench's `test_cases`, a list of {input, output, testtype}, where the input of a functional
-    test has one JSON value a line, with the function's name under `func_name`. Each list may be its JSON text.
-    `language` is the programs' language; functions are called in Python only.
+    test has one JSON value a line, with the name of the function or of Solution's method under `func_name`. Each list
+    may be its JSON text. `language` is the programs' language; functions are called in Python only.
 
     Raises:
       ProblemError: there are no tests, or a field is missing or ill-formed.
@@ -85,7 +86,8 @@ def _live_code_bench(metadata: Mapping[str, Any], language: str) -> CodeProblem:
             calls.append(_call_test(args, json.loads(expected), where))
         except json.JSONDecodeError as error:
             raise ProblemError(f"{where} is not JSON line by line: {error}") from error
-    return _call_problem(tuple(calls), language, _name(metadata.get("func_name"), "func_name"))
+    problem = _call_problem(tuple(calls), language, _name(metadata.get("func_name"), "func_name"))
+    return dataclasses.replace(problem, live_code_bench=True)
 
 
 def _stdio_tests(cases: Sequence[Mapping[str, Any]], field: str) -> tuple[StdioTest, ...]:
@@ -149,24 +151,30 @@ def extract_program(answer: str) -> str | None:
 
     As in CommonMark, a fence is a line of three or more backticks, it closes with as many, and what it is indented by
     is no part of the program. Where a fence stays open there is no program at all: an earlier block is not what a cut
-    answer commits itself to.
+    answer commits itself to. A fence at the very beginning of an answer lost its indentation when the answer was
+    stripped: it is taken to be that of the closing one, as far as every line of the program has it.
     """
     last: str | None = None
     opened: re.Match[str] | None = None
     lines: list[str] = []
-    for line in answer.split("\n"):
+    first = False  # the open fence is the answer's first line
+    for i, line in enumerate(answer.split("\n")):
         fence = _FENCE.fullmatch(line)
         if opened is None and fence:
-            opened, lines = fence, []
+            opened, lines, first = fence, [], i == 0
         elif opened and fence and len(fence[2]) >= len(opened[2]) and not fence[3].strip():
-            last, opened = "".join(lines), None
+            indent = min([len(fence[1]), *map(_indent, filter(str.strip, lines))]) if first else len(opened[1])
+            last, opened = "".join(line[min(indent, _indent(line)) :] + "\n" for line in lines), None
         elif opened:
-            indent = len(line) - len(line.lstrip(" \t"))
-            lines.append(line[min(indent, len(opened[1])) :] + "\n")
+            lines.append(line)
     if opened or (last is None and "```" in answer):
         return None
     program = answer if last is None else last
     return program if program.strip() else None
+
+
+def _indent(line: str) -> int:
+    return len(line) - len(line.lstrip(" \t"))
 
 
 def is_python(program: str) -> bool:

@@ -8,12 +8,15 @@ list, an interval no pair, x = 1 is not y = 1. This runs in a worker process (`w
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import re
 
 from r1jax.rewards.mathematics.formula import Formula, symbols_of
 from r1jax.rewards.mathematics.latex import NotUnderstood
-from r1jax.rewards.mathematics.regions import EVERYTHING, Region, combine, end_value, interval, same_region
+from r1jax.rewards.mathematics.naming import in_order, named_tuple, named_values
+from r1jax.rewards.mathematics.regions import same_region
+from r1jax.rewards.mathematics.solutions import FLIPPED, plain_formula, region_of, region_or_none, variables
 from r1jax.rewards.mathematics.structure import (
     Advanced,
     Combined,
@@ -25,6 +28,9 @@ from r1jax.rewards.mathematics.structure import (
     Reals,
     Relation,
     Words,
+    are_solutions,
+    is_name,
+    named,
     parse_answer,
     parse_words,
 )
@@ -33,10 +39,10 @@ from r1jax.rewards.mathematics.values import Undecided, equal, proportional
 
 RIGHT, WRONG, UNGRADABLE = "right", "wrong", "ungradable"
 
-_FLIPPED = {"<": ">", "<=": ">=", ">": "<", ">=": "<=", "=": "=", "!=": "!="}
 _IN_PERCENT = re.compile(
     r"\b(?:what|which|how many|as an?|in)\s+percent(?:age)?\b|百分之几|百分之多少|百分比", re.IGNORECASE
 )
+_POINT = re.compile(r"\b(?:ordered (?:pair|triple|tuple)|point|coordinates|vertex|vector)s?\b|有序|坐标", re.IGNORECASE)
 _COUNTED = r"\b(?:how many|number of)\s+(?:[a-z]+\s+){{0,2}}?{}\b"
 
 
@@ -95,11 +101,6 @@ def _has_unit(node: Node) -> bool:
     return isinstance(node, Leaf) and node.unit is not None
 
 
-def _is_name(node: Node) -> bool:
-    """A variable, or a function of one, to which a value can be given."""
-    return isinstance(node, Leaf) and node.unit is None and node.formula[0] in ("symbol", "call")
-
-
 class _Comparison:
     """Compares a reference and an answer to one question."""
 
@@ -109,6 +110,8 @@ class _Comparison:
 
     def same(self, gold: Node, stated: Node) -> bool:
         """Whether the answer states what the reference does."""
+        if (by_name := self._same_by_name(gold, stated)) is not None:
+            return by_name
         match gold, stated:
             case Options(), Options():
                 return gold.letters == stated.letters
@@ -138,6 +141,23 @@ class _Comparison:
             case ((Combined() | Reals()), _):
                 return self._same_region(gold, stated)
         return False
+
+    def _same_by_name(self, gold: Node, stated: Node) -> bool | None:
+        """Whether values with names are the same, in their order where only one side has names; None without names."""
+        tuples = named_tuple(gold), named_tuple(stated)
+        mine, theirs = tuples[0] or named_values(gold), tuples[1] or named_values(stated)
+        if mine is not None and theirs is not None:
+            if mine.keys() == theirs.keys():
+                return all(self.same(value, theirs[name]) for name, value in mine.items())
+            return None if tuples == (None, None) else False
+        if mine is not None and isinstance(stated, Items) and stated.ordered and stated.brackets in ("", "()"):
+            expected = Items("()", tuple(mine.values())) if tuples[0] else in_order(mine, self.question)
+            return self.same(expected, dataclasses.replace(stated, brackets="()"))
+        if tuples[1] is None and not _POINT.search(self.question):
+            return None  # (1, 2) may be an interval
+        if theirs is not None and isinstance(gold, Items) and gold.ordered and gold.brackets in ("", "()"):
+            return self.same(gold, in_order(theirs, self.question))
+        return None
 
     def _same_leaf(self, gold: Leaf, stated: Leaf) -> bool:
         if gold.words or stated.words:
@@ -175,13 +195,11 @@ class _Comparison:
             if value is not None:
                 return self.same(value, stated)
             return isinstance(stated, Combined | Reals | Items) and self._same_region(gold, stated)
-        if value is not None and (other := _value_of(stated, self)) is not None:
-            names = [_named(relation) for relation in (gold, stated)]
-            if names[0] == names[1]:
-                return self.same(value, other)
-        regions = [_region_or_none(relation) for relation in (gold, stated)]
+        if value is not None and named(gold) == named(stated) and (other := _value_of(stated, self)) is not None:
+            return self.same(value, other)
+        regions = [region_or_none(relation) for relation in (gold, stated)]
         if None not in regions:
-            return _variables(gold) == _variables(stated) and self._same_region(gold, stated)
+            return self._same_region(gold, stated)
         return _same_equation(gold, stated)
 
     def _same_items(self, gold: Items, stated: Node) -> bool:
@@ -191,6 +209,10 @@ class _Comparison:
             return self._same_region(gold, stated)
         if not isinstance(stated, Items):
             return False
+        if not gold.brackets and not gold.ordered:
+            return self._same_unordered(gold, stated)
+        if gold.brackets and not stated.brackets and variables(stated):
+            return self._same_region(gold, stated)
         if gold.brackets != stated.brackets and (gold.brackets or stated.brackets not in ("()", "[]", "{}")):
             return False
         if not gold.ordered:
@@ -202,6 +224,17 @@ class _Comparison:
         if self.any_order and gold.brackets in ("", "()", "[]"):
             return self._same_multiset(gold.items, stated.items)
         return all(self.same_part(a, b) for a, b in zip(gold.items, stated.items, strict=True))
+
+    def _same_unordered(self, gold: Items, stated: Items) -> bool:
+        """Solutions of one unknown, else alternatives ("or"), else what holds together ("and", a comma)."""
+        if are_solutions(gold.items):
+            listed = stated.brackets in ("", "{}") and are_solutions(stated.items)
+            return listed and self._same_set(gold.items, stated.items)
+        if region_or_none(gold) is not None and region_or_none(stated) is not None:
+            return self._same_region(gold, stated)
+        if stated.brackets or stated.ordered or stated.alternatives != gold.alternatives:
+            return False
+        return not are_solutions(stated.items) and self._same_set(gold.items, stated.items)
 
     def same_part(self, gold: Node, stated: Node) -> bool:
         """Whether two things within others are the same; an end of an interval may be infinite."""
@@ -235,16 +268,13 @@ class _Comparison:
         return not left
 
     def _same_region(self, gold: Node, stated: Node) -> bool:
-        first, second = _region(gold), _region_or_none(stated)
-        return second is not None and same_region(first, second)
+        first, second = region_of(gold), region_or_none(stated)
+        unknowns = [names for node in (gold, stated) if (names := variables(node))]
+        return second is not None and len(set(unknowns)) <= 1 and same_region(first, second)
 
 
 def _is_infinite(formula: Formula) -> bool:
     return formula[0] == "infinity" or (formula[0] in ("-", "+") and len(formula) == 2 and formula[1][0] == "infinity")
-
-
-def _named(relation: Relation) -> Node:
-    return relation.sides[0] if _is_name(relation.sides[0]) else relation.sides[-1]
 
 
 def _value_of(relation: Relation, comparison: _Comparison) -> Node | None:
@@ -253,13 +283,11 @@ def _value_of(relation: Relation, comparison: _Comparison) -> Node | None:
         return None
     sides = list(relation.sides)
     if relation.signs[0] == "in":
-        return sides[1] if len(sides) == 2 and _is_name(sides[0]) else None
-    if _is_name(sides[0]):
+        return sides[1] if len(sides) == 2 and is_name(sides[0]) else None
+    if is_name(sides[0]):
         name, values = sides[0], sides[1:]
-    elif len(sides) == 2 and _is_name(sides[1]) and isinstance(sides[0], Leaf) and not symbols_of(sides[0].formula):
+    elif len(sides) == 2 and is_name(sides[1]) and isinstance(sides[0], Leaf) and not symbols_of(sides[0].formula):
         name, values = sides[1], sides[:1]
-    elif len(sides) == 2 and isinstance(sides[0], Items) and sides[0].brackets == "()":
-        return sides[1] if all(_is_name(item) for item in sides[0].items) else None
     else:
         return None
     assert isinstance(name, Leaf)
@@ -271,100 +299,22 @@ def _value_of(relation: Relation, comparison: _Comparison) -> Node | None:
     return values[-1]
 
 
-def _variables(relation: Relation) -> frozenset[str]:
-    return frozenset().union(*(symbols_of(side.formula) for side in relation.sides if isinstance(side, Leaf)))
-
-
-def _formula(node: Node) -> Formula:
-    if not isinstance(node, Leaf) or node.unit or node.words:
-        raise NotUnderstood("no plain formula")
-    return node.formula
-
-
-def _region_or_none(node: Node) -> Region | None:
-    try:
-        return _region(node)
-    except NotUnderstood:
-        return None
-
-
-def _region(node: Node) -> Region:
-    """The set of real numbers that a node states. NotUnderstood for what is none."""
-    match node:
-        case Reals():
-            return EVERYTHING
-        case Combined():
-            region = _region(node.first)
-            for sign, other in node.rest:
-                region = combine(region, _region(other), sign)
-            return region
-        case Items(brackets="{}"):
-            region = ()
-            for item in node.items:
-                value = end_value(_formula(item))
-                region = combine(region, interval(value, True, value, True), "union")
-            return region
-        case Items(brackets="()" | "[]" | "(]" | "[)", items=(low, high)):
-            ends = end_value(_formula(low)), end_value(_formula(high))
-            return interval(ends[0], node.brackets[0] == "[", ends[1], node.brackets[1] == "]")
-        case Items(alternatives=True) if all(isinstance(item, Relation) for item in node.items):
-            region = ()
-            if len({_variables(item) for item in node.items if isinstance(item, Relation)}) != 1:
-                raise NotUnderstood("several variables")
-            for item in node.items:
-                region = combine(region, _region(item), "union")
-            return region
-        case Relation():
-            return _solved(node)
-    raise NotUnderstood("no set of numbers")
-
-
-def _solved(relation: Relation) -> Region:
-    """The solutions of an inequality that is solved already: x < 1, 1 < x <= 2, x != 3."""
-    if len(relation.signs) == 1 and relation.signs[0] == "in" and _is_name(relation.sides[0]):
-        return _region(relation.sides[1])
-    names = [index for index, side in enumerate(relation.sides) if _is_name(side)]
-    if len(names) != 1 or len(relation.signs) > 2 or (len(relation.signs) == 2 and names != [1]):
-        raise NotUnderstood("an inequality that is not solved")
-    region = EVERYTHING
-    at = names[0]
-    for index, side in enumerate(relation.sides):
-        if index == at:
-            continue
-        sign = relation.signs[min(index, at)]
-        sign = sign if index > at else _FLIPPED.get(sign, sign)  # as if the variable stood on the left
-        value = end_value(_formula(side))
-        region = combine(region, _beside(sign, value), "intersection")
-    return region
-
-
-def _beside(sign: str, value: object) -> Region:
-    low, high = EVERYTHING[0].low, EVERYTHING[0].high
-    if sign in ("<", "<="):
-        return interval(low, False, value, sign == "<=")
-    if sign in (">", ">="):
-        return interval(value, sign == ">=", high, False)
-    if sign == "!=":
-        return combine(EVERYTHING, interval(value, True, value, True), "minus")
-    raise NotUnderstood("no inequality")
-
-
 def _same_equation(gold: Relation, stated: Relation) -> bool:
     """Whether two relations are multiples of each other by a constant."""
     if len(gold.signs) != 1 or len(stated.signs) != 1 or "in" in (*gold.signs, *stated.signs):
         raise NotUnderstood("a chain of relations")
     sides = []
     for relation in (gold, stated):
-        left, right = (_formula(side) for side in relation.sides)
+        left, right = (plain_formula(side) for side in relation.sides)
         sign = relation.signs[0]
         if sign in (">", ">="):
-            left, right, sign = right, left, _FLIPPED[sign]
+            left, right, sign = right, left, FLIPPED[sign]
         sides.append((sign, ("-", left, right)))
     if sides[0][0] != sides[1][0]:
         return False
     if not symbols_of(sides[0][1]):
         raise NotUnderstood("a relation without variables")
-    return proportional(sides[1][1], sides[0][1], positive=sides[0][0] not in ("=", "!="))
+    return proportional(sides[0][1], sides[1][1], positive=sides[0][0] not in ("=", "!="))
 
 
 def _by_math_verify(gold: Node, stated: Node) -> bool:

@@ -100,6 +100,30 @@ class Advanced:
 Node = Leaf | Items | Matrix | Relation | Combined | Reals | Options | Words | Advanced
 
 
+def is_name(node: Node) -> bool:
+    """A variable, or a function of one, to which a value can be given."""
+    return isinstance(node, Leaf) and node.unit is None and node.formula[0] in ("symbol", "call")
+
+
+def is_names(node: Node) -> bool:
+    """A tuple of variables, as in (x, y) = (1, 2)."""
+    return isinstance(node, Items) and node.brackets == "()" and all(is_name(item) for item in node.items)
+
+
+def named(relation: Relation) -> Node | None:
+    r"""What `x = 2`, `2 = x` or `x \in ...` says something of; None for any other relation."""
+    if set(relation.signs) not in ({"="}, {"in"}):
+        return None
+    return next((side for side in (relation.sides[0], relation.sides[-1]) if is_name(side) or is_names(side)), None)
+
+
+def are_solutions(items: Sequence[Node]) -> bool:
+    """Whether things side by side are values of one unknown, so that a comma between them means "or"."""
+    names = [named(item) if "in" not in item.signs else None for item in items if isinstance(item, Relation)]
+    plain = all(not isinstance(item, Items) or item.brackets for item in items)
+    return plain and None not in names and len(set(names)) <= 1
+
+
 def _depths(tokens: Sequence[Token]) -> Iterator[int]:
     """The depth of brackets at each token, an opening one counted inside, a closing one outside."""
     depth = 0
@@ -192,7 +216,10 @@ def _parse(tokens: list[Token], units: bool) -> Node:
 
 
 def _alternatives(node: Node) -> tuple[Node, ...]:
-    return node.items if isinstance(node, Items) and not node.brackets else (node,)
+    """What a part of a list adds to it: `x = 1, y = 2` within alternatives is one of them."""
+    if not isinstance(node, Items) or node.brackets:
+        return (node,)
+    return node.items if node.alternatives or node.ordered or are_solutions(node.items) else (node,)
 
 
 def _plus_minus(tokens: list[Token], units: bool) -> Node:

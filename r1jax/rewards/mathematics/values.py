@@ -2,7 +2,8 @@ r"""Values of formulas at points, and whether two formulas are equal.
 
 Two formulas are equal when they have the same value at every one of a fixed set of points where both are defined and
 real: exactly, as fractions, where nothing else occurs, otherwise to 60 and then 400 digits. Two that differ differ at
-nearly every point, so that no rounding and no rewriting has to be trusted. No JAX here.
+nearly every point, so that no rounding and no rewriting has to be trusted. Two that are made of pieces (|x - 100|) may
+agree on a long stretch: these are compared beside every number that occurs in them, and far beyond, too. No JAX here.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ _MAX_BITS = 400_000
 _DIGITS = (60, 400)
 _POINTS = 48
 _ENOUGH = 5  # points at which two formulas must have been compared
+_NUMBERS = 8  # of the formulas, beside which they are compared
+_FARTHEST = 10**30
 
 
 class Undefined(ArithmeticError):
@@ -230,6 +233,57 @@ def points(symbols: frozenset[str]) -> Iterator[dict[str, Fraction]]:
             return
 
 
+def _numbers(formula: Formula) -> list[Fraction]:
+    """The values of all parts of a formula without variables, to 20 digits; without those that are not real."""
+    found = [number for part in formula[1:] if isinstance(part, tuple) for number in _numbers(part)]
+    if symbols_of(formula):
+        return found
+    try:
+        value = _nearly_real(evaluate(formula, {}), _DIGITS[0])
+    except (ArithmeticError, ValueError):
+        return found
+    if value is None or abs(_mp(value)) > _FARTHEST or abs(_mp(value)) < mpmath.mpf(1) / _FARTHEST:
+        return found
+    scale = 10**20 if abs(_mp(value)) > 1 else 10**50
+    return [*found, value if isinstance(value, Fraction) else Fraction(int(mpmath.nint(value * scale)), scale)]
+
+
+def _points_beside(left: Formula, right: Formula) -> Iterator[dict[str, Fraction]]:
+    """Points on both sides of every number of two formulas, and beyond all of them, for one variable after another."""
+    symbols = sorted(symbols_of(left) | symbols_of(right))
+    numbers = [*_numbers(left), *_numbers(right)]
+    if not symbols or not numbers:
+        return
+    sizes = [max(abs(number), 1 / abs(number)) for number in numbers]
+    product = Fraction(1)
+    for size in sizes:
+        product = min(product * size, Fraction(_FARTHEST))
+    different = sorted({abs(number) for number in numbers}, reverse=True)
+    beside = [number + change for number in different[:_NUMBERS] for change in (Fraction(1, 7), Fraction(-1, 7))]
+    draw = random.Random(1)
+    for value in (*beside, 10 * max(sizes), 10 * product):
+        for sign in (1, -1):
+            for name in symbols:
+                others = {other: Fraction(draw.randint(1, 97), 31) for other in symbols}
+                yield others | {name: sign * value}
+
+
+def _is_in_pieces(formula: Formula) -> bool:
+    """Whether a formula may be one function here and another there: |x|, roots, logarithms, inverse functions."""
+    operation = formula[0]
+    inverse = operation == "function" and formula[1] in ("ln", "arcsin", "arccos", "arctan")
+    power = operation == "^" and symbols_of(formula[1]) and not _is_whole(formula[2])
+    if symbols_of(formula) and (operation in ("abs", "root", "log") or inverse or power):
+        return True
+    return any(_is_in_pieces(part) for part in formula[1:] if isinstance(part, tuple))
+
+
+def _is_whole(exponent: Formula) -> bool:
+    if exponent[0] == "-" and len(exponent) == 2:
+        return _is_whole(exponent[1])
+    return exponent[0] == "number" and exponent[1].denominator == 1
+
+
 def _is_real(value: Number) -> bool:
     return isinstance(value, Fraction) or bool(mpmath.isfinite(value) and mpmath.im(value) == 0)
 
@@ -289,12 +343,31 @@ def _agree(
 
 
 def _pairs(left: Formula, right: Formula, digits: int) -> Iterator[tuple[dict[str, Fraction], Number, Number]]:
+    """Points and the values of a reference and an answer there."""
     is_complex = contains(left, "constant", "i") or contains(right, "constant", "i")
     symbols = symbols_of(left) | symbols_of(right)
     for point in points(symbols):
         values = _both(left, right, point, is_complex or not symbols, digits)
         if values is not None:
             yield point, *values
+    if not _is_in_pieces(left) and not _is_in_pieces(right):
+        return
+    for point in _points_beside(left, right):
+        with mpmath.workdps(_DIGITS[-1]):  # numbers so large leave less of the digits behind a difference
+            values = _both_in_reach(left, right, point, is_complex)
+        if values is not None:
+            yield point, *values
+
+
+def _both_in_reach(
+    left: Formula, right: Formula, point: Mapping[str, Fraction], is_complex: bool
+) -> tuple[Number, Number] | None:
+    """As `_both`, to all digits; None where the reference is too large. Where only the answer is: TooLarge."""
+    try:
+        evaluate(left, point)
+    except (ArithmeticError, ValueError):
+        return None
+    return _both(left, right, point, is_complex, _DIGITS[-1])
 
 
 def equal(left: Formula, right: Formula) -> bool:
