@@ -45,20 +45,34 @@ USER_ERRORS = (
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Python file with get_config(arg), and after a colon its arg.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: metrics, samples, checkpoints, report.")
-CHECK = flags.DEFINE_bool("check", False, "Only check the configuration, run nothing.")
+CHECK = flags.DEFINE_bool(
+    "check", False, "Only check: the configuration and, with --workdir, what it needs. Runs nothing."
+)
 DEBUG = flags.DEFINE_bool("debug", False, "Show the whole traceback of an error.")
 
 
-def run(config: ConfigDict, workdir: pathlib.Path | None) -> None:
-    """Turns the config into its stage's dataclass and runs the stage in `workdir`; None only checks the config."""
+def read_config(config: ConfigDict) -> tuple[str, Any]:
+    """The name of the config's stage, and the config as the stage's dataclass. ConfigError naming a wrong field."""
     fields = config.to_dict()
     stage = fields.pop("stage", None)
     if stage not in STAGES:
         raise ConfigError(f"stage: {stage!r} is not one of {sorted(STAGES)}")
-    chosen = STAGES[stage]
-    typed: Any = from_config(chosen.config, fields)
+    return stage, from_config(STAGES[stage].config, fields)
+
+
+def check(config: ConfigDict, workdir: pathlib.Path | None) -> str:
+    """Checks the fields and, for a `workdir`, all that the stage checks before it starts; says what was checked."""
+    stage, typed = read_config(config)
     if workdir is None:
-        return
+        return "the configuration is valid (with --workdir, data, tools and endpoints are looked at too)"
+    STAGES[stage].check(typed, workdir, {})
+    return "the configuration is valid, and what it needs is there"
+
+
+def run(config: ConfigDict, workdir: pathlib.Path) -> None:
+    """Turns the config into its stage's dataclass and runs the stage in `workdir`."""
+    stage, typed = read_config(config)
+    chosen = STAGES[stage]
     plain = {"stage": stage, **to_plain(typed)}
     if (workdir / "config.json").exists():
         open_workdir(workdir, plain)  # of another config? said first
@@ -126,7 +140,12 @@ def main(argv: Sequence[str]) -> None:
     for number in SIGNALS:
         signal.signal(number, _terminate)  # outside of the stages' loops, which save first
     try:
-        run(CONFIG.value, None if CHECK.value else pathlib.Path(WORKDIR.value or ""))
+        workdir = None if WORKDIR.value is None else pathlib.Path(WORKDIR.value)
+        if CHECK.value:
+            console.print(check(CONFIG.value, workdir), style="green", highlight=False)
+        else:
+            assert workdir is not None
+            run(CONFIG.value, workdir)
     except Interrupted as stop:
         console.print(str(stop), style="yellow", highlight=False, soft_wrap=True)
         sys.exit(143)
@@ -136,8 +155,6 @@ def main(argv: Sequence[str]) -> None:
         console.print(describe(error), style="bold red", highlight=False, markup=False, soft_wrap=True)
         console.print("(--debug shows where it was raised)", style="dim", highlight=False)
         sys.exit(1)
-    if CHECK.value:
-        console.print("the configuration is valid", style="green")
 
 
 if __name__ == "__main__":

@@ -146,7 +146,7 @@ def test_a_missing_verifier_is_an_error_and_a_failing_one_is_heard() -> None:
         ({"accuracy": 0.0, "format": 0.0}, "every reward has weight 0"),
         ({"lint": 0.5}, "lint is of programs: it needs the comparison 'code', not 'math'"),
         ({"comparison": "none"}, "accuracy needs a comparison"),
-        ({"comparison": "judge"}, "comparison 'judge' needs the field judge"),
+        ({"comparison": "judge"}, "comparison 'judge' and the field judge need each other"),
         ({"repetition_n": 0}, "repetition_n: 0; at least 1"),
         ({"domains": {"code": {"comparison": "cod"}}}, r"domains\.code: comparison must be one of .* got 'cod'"),
         ({"domains": {"code": {"accuracy": "1"}}}, r"domains\.code: the weight of accuracy must be .* got '1'"),
@@ -242,13 +242,35 @@ def test_models_that_the_weights_ask_for_must_be_there() -> None:
 
 
 def test_a_domain_that_the_config_does_not_know_is_refused_before_the_start() -> None:
-    with pytest.raises(ValueError, match=r"domain 'maths' is not one of \['harmless', 'helpful', 'math'\]"):
+    with pytest.raises(ValueError, match=r"domain: 'maths' is not one of \['harmless', 'helpful', 'math'\]"):
         check_grading(SCENARIOS, [dataclasses.replace(EXAMPLE, domain="maths")])
+    with pytest.raises(ValueError, match="example '1': domain: '' is not one of"):
+        check_grading(SCENARIOS, [EXAMPLE])
     check_grading(RewardConfig(), [dataclasses.replace(EXAMPLE, domain="maths")])  # one mix for all
 
 
+@pytest.mark.parametrize(
+    ("comparison", "answer", "allowed"),
+    [
+        ("math", "banana", False),
+        ("math", "3/4", True),
+        ("exact", "</answer>", False),
+        ("exact", "banana", True),
+        ("expressions", r"\frac{1}{", False),
+        ("expressions", "x^2 + 1", True),
+    ],
+)
+def test_a_reference_that_nothing_can_be_compared_with_is_refused(comparison: str, answer: str, allowed: bool) -> None:
+    example, config = dataclasses.replace(EXAMPLE, answer=answer), RewardConfig(comparison=comparison)
+    if allowed:
+        check_grading(config, [EXAMPLE, example])
+    else:
+        with pytest.raises(ValueError, match=f"example '1': comparison '{comparison}': "):
+            check_grading(config, [EXAMPLE, example])
+
+
 def test_an_example_without_an_answer_needs_a_domain_without_one() -> None:
-    with pytest.raises(ValueError, match="example '1': no reference answer, and the comparison 'math' needs one"):
+    with pytest.raises(ValueError, match="example '1': no reference, and the comparison 'math' needs one"):
         check_grading(RewardConfig(), [dataclasses.replace(EXAMPLE, answer=" ")])
     check_grading(SCENARIOS, [dataclasses.replace(EXAMPLE, answer="", domain="helpful")])
 

@@ -31,6 +31,7 @@ from r1jax.types import Example, Score, Status
 CODE = RewardConfig(comparison="code")
 (PROBLEM,) = make_examples(1, "rl", 0)
 HERE = pathlib.Path()
+SUM = Example(id="s", question="compute 7 + 5 ?", answer="12", task="chain_sum")
 
 
 def free_port() -> int:
@@ -53,11 +54,12 @@ def without_isolation(sandbox: Sandbox) -> None:
         ),
         (
             RewardConfig(language=1.0),
-            dataclasses.replace(PROBLEM, language="tlh"),
+            dataclasses.replace(SUM, language="tlh"),
             "source: example .*: target language must be one of .*, got 'tlh'",
         ),
         (CODE, dataclasses.replace(PROBLEM, metadata={"function": "f"}), "source: example .* stdio, calls or test_cas"),
-        (RewardConfig(), dataclasses.replace(PROBLEM, answer=""), "source: example .*: no reference answer"),
+        (RewardConfig(), dataclasses.replace(SUM, answer=""), "source: example .*: no reference, and the comparison"),
+        (RewardConfig(), PROBLEM, "source: example .*: comparison 'math': "),
     ],
 )
 def test_what_cannot_be_graded_is_refused_before_the_start(
@@ -65,7 +67,7 @@ def test_what_cannot_be_graded_is_refused_before_the_start(
 ) -> None:
     monkeypatch.setattr(Sandbox, "check", lambda sandbox: None)
     with pytest.raises((DataError, ConfigError), match=message):
-        check_rewards(rewards, {"source": [PROBLEM, example]}, HERE)
+        check_rewards(rewards, {"source": [example]}, HERE)
 
 
 def test_without_isolation_nothing_starts(monkeypatch: pytest.MonkeyPatch) -> None:

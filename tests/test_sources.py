@@ -43,7 +43,7 @@ def test_jsonl_rows_become_examples_in_order(tmp_path):
     path = write(tmp_path, GOOD, '{"question": "  二加二？ ", "answer": "4", "unused": null}')
     first, second = read_jsonl(path)
     assert (first.id, first.question, first.answer, first.task, first.language) == (
-        "train:1", "1 + 1 = ?", "2", "file", "en",
+        "train:1", "1 + 1 = ?", "2", "file", "auto",
     )  # fmt: skip
     assert (second.id, second.question, second.answer) == ("train:2", "  二加二？ ", "4")
 

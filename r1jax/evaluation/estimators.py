@@ -203,6 +203,8 @@ def summarize(evaluation: Evaluation, *, seed: int = 0) -> dict[str, Any]:
         "language": _plain(mean_over_problems(np.nan_to_num(e.language), ~np.isnan(e.language))[0]),
         "reflection_words": _plain(mean_over_problems(e.reflection)[0]),
         "ungradable": int(np.sum(~np.asarray(e.graded))),
+        # Where this is much lower, answers may have found a way to have no grade.
+        "pass_at_1_ungraded_wrong": float(np.mean(np.asarray(e.correct) & np.asarray(e.graded))),
     }
     if e.groups is not None:
         table = by_group(e.correct, e.graded, e.answers, e.right, e.groups)

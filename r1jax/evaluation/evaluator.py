@@ -91,5 +91,12 @@ def _vote(text: str, example: Example) -> str | None:
 
 
 def _right_votes(votes: Sequence[str | None], correct: np.ndarray, graded: np.ndarray) -> frozenset[str | None] | None:
-    """Those votes of a problem that the grader accepts: a majority is judged as its members are. None: not graded."""
-    return frozenset(vote for vote, right in zip(votes, correct, strict=True) if right) if graded.any() else None
+    """Those votes of a problem that the grader accepts, most of the times that it saw one: answers of one vote may be
+    written in ways that it tells apart (50 and 50 %). None: nothing was graded."""
+    if not graded.any():
+        return None
+    seen: dict[str | None, list[bool]] = {}
+    for vote, right, known in zip(votes, correct, graded, strict=True):
+        if known:
+            seen.setdefault(vote, []).append(bool(right))
+    return frozenset(vote for vote, rights in seen.items() if 2 * sum(rights) > len(rights))

@@ -12,6 +12,7 @@ import hashlib
 import json
 import pathlib
 import time
+from collections import Counter
 from collections.abc import Sequence
 
 import jax
@@ -23,7 +24,7 @@ from r1jax.evaluation.estimators import summarize
 from r1jax.evaluation.evaluator import answer_examples, evaluation_of, is_right
 from r1jax.metrics import MetricWriter, Progress
 from r1jax.model.config import ModelConfig
-from r1jax.rewards.combine import NONE, RewardConfig
+from r1jax.rewards.combine import RewardConfig
 from r1jax.rollout import (
     Completer,
     DecodingConfig,
@@ -32,14 +33,15 @@ from r1jax.rollout import (
     encode_prompts,
     sample_row,
 )
-from r1jax.settings import ConfigError
 from r1jax.sharding import MeshConfig, make_mesh
 from r1jax.stages.checks import Planned, check_asking, known_policy, source_of
-from r1jax.stages.graders import check_rewards, stage_grading
+from r1jax.stages.graders import check_comparable, check_rewards, stage_grading
 from r1jax.stages.interruption import Interruption
 from r1jax.stages.policy import PolicySource, describe_source, load_policy
 from r1jax.types import Example
 from r1jax.workdir import write_atomically
+
+REASONS = 5  # most frequent ones that a summary tells
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,11 +79,7 @@ def _check_fit(
     examples: Sequence[Example],
 ) -> None:
     sources = {"source": examples}
-    for example in examples:
-        if config.rewards.mix(example.domain).comparison == NONE:
-            raise ConfigError(
-                f"rewards: example {example.id!r} of domain {example.domain!r} has no right answer to evaluate"
-            )
+    check_comparable("source", config.rewards, examples)
     check_asking(config.prompt, config.decoding, mesh, model, tokenizer, sources, config.samples)
     check_rewards(config.rewards, sources, workdir)
 
@@ -115,7 +113,7 @@ def run(config: EvaluateConfig, workdir: pathlib.Path) -> None:
             done = start + len(batch)
             accuracies = [scores.parts["accuracy"] for scores in parts[-1].scores]
             right += [is_right(score) for score in accuracies if score.graded]
-            progress.update(done, pass_at_1=sum(right) / max(len(right), 1))
+            progress.update(done, **({"pass_at_1": sum(right) / len(right)} if right else {}))
             if interruption.requested and done < len(examples):
                 interruption.stop(f"question {done} of {len(examples)}")
     with MetricWriter(workdir, tensorboard=False) as writer:
@@ -123,9 +121,17 @@ def run(config: EvaluateConfig, workdir: pathlib.Path) -> None:
         for part in parts:
             writer.write_samples(0, (sample_row(part, i, 0, config.prompt) for i in range(len(part.texts))))
     decoding = dataclasses.asdict(config.decoding)
+    reasons = Counter(
+        f"{name}: {score.reason}"
+        for part in parts
+        for scores in part.scores
+        for name, score in scores.parts.items()
+        if not score.graded
+    )
     summary = {
         "stage": "evaluate",
         **summarize(evaluation_of(parts), seed=config.seed),
+        "ungradable_reasons": dict(reasons.most_common(REASONS)),
         "temperature": config.decoding.temperature,
         "top_p": config.decoding.top_p,
         "decoding": decoding,

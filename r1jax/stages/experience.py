@@ -67,10 +67,12 @@ def overlong_penalties(graded: GradedRollout, config: RLConfig, limit: int) -> n
 
 
 def accuracies(graded: GradedRollout) -> tuple[np.ndarray, np.ndarray]:
-    """(accuracy [P, G], whether it was graded [P, G]); the total stands in where a domain has no right answers."""
-    scores = [scores.parts.get("accuracy", _total(scores)) for scores in graded.scores]
+    """(accuracy [P, G], whether it and the total have a grade [P, G]); the total stands in where a domain has no right
+    answers."""
+    parts = [scores.parts.get("accuracy", _total(scores)) for scores in graded.scores]
+    mask = [part.graded and scores.graded for part, scores in zip(parts, graded.scores, strict=True)]
     shape = (len(graded.examples), graded.samples)
-    return np.reshape([s.value for s in scores], shape), np.reshape([s.graded for s in scores], shape)
+    return np.reshape([part.value for part in parts], shape), np.reshape(mask, shape)
 
 
 def _total(scores: Scores) -> Score:

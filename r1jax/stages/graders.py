@@ -14,7 +14,7 @@ from r1jax.data.chat import Chat, Message
 from r1jax.data.errors import DataError
 from r1jax.data.tokenizer import HuggingFaceTokenizer, SentencePieceTokenizer, Tokenizer
 from r1jax.rewards.code.lint import LintUnavailableError
-from r1jax.rewards.combine import MODEL_PARTS, RewardConfig
+from r1jax.rewards.combine import MODEL_PARTS, NONE, RewardConfig
 from r1jax.rewards.device_rewards import DeviceRewards
 from r1jax.rewards.grading import Grading, Models, check_grading, needed_models, open_grading
 from r1jax.rewards.isolation.grade_service import read_token
@@ -57,6 +57,13 @@ def check_rewards(rewards: RewardConfig, sources: Mapping[str, Sequence[Example]
             check_judge(rewards.judge, workdir)
         except (ValueError, ImportError) as error:
             raise ConfigError(f"rewards.judge: {str(error).removeprefix('init.')}") from error
+
+
+def check_comparable(field: str, rewards: RewardConfig, examples: Sequence[Example]) -> None:
+    """That every example has a right answer, so that it can be evaluated. ConfigError naming one that has none."""
+    for example in examples:
+        if rewards.mix(example.domain).comparison == NONE:
+            raise ConfigError(f"{field}: example {example.id!r} of domain {example.domain!r} has no right answer")
 
 
 @contextlib.contextmanager

@@ -62,7 +62,7 @@ from r1jax.settings import ConfigError
 from r1jax.sharding import make_mesh, shard_batch
 from r1jax.stages.checks import Planned, check_asking, check_divides, check_trainable, known_policy, source_of
 from r1jax.stages.experience import Collector, MiniBatch, attach_logprobs, make_minibatches, remove_stored
-from r1jax.stages.graders import check_rewards, stage_grading
+from r1jax.stages.graders import check_comparable, check_rewards, stage_grading
 from r1jax.stages.interruption import Interruption
 from r1jax.stages.policy import Policy, describe_policy, describe_source, load_policy, save_policy
 from r1jax.stages.rl_config import RLConfig
@@ -222,6 +222,7 @@ def check_fit(
     check_divides("micro_rows", config.micro_rows, mesh)
     check_asking(config.prompt, config.decoding, mesh, model, tokenizer, sources, config.group_size)
     check_rewards(config.rewards, sources, workdir)
+    check_comparable("evaluation.source", config.rewards, sources.get("evaluation.source", ()))
 
 
 def summarize_rows(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
