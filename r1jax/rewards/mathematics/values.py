@@ -9,6 +9,7 @@ agree on a long stretch: these are compared beside every number that occurs in t
 from __future__ import annotations
 
 import hashlib
+import math
 import random
 from collections.abc import Callable, Iterator, Mapping
 from fractions import Fraction
@@ -96,6 +97,15 @@ def _factorial(value: Number) -> Number:
             raise Undefined("the factorial of a negative number")
         return Fraction(int(mpmath.libmp.ifac(int(value))))
     return mpmath.factorial(_mp(value))
+
+
+def _double_factorial(value: Number) -> Number:
+    """n (n - 2) (n - 4) ...: defined here for whole numbers only."""
+    if not isinstance(value, Fraction) or value.denominator != 1 or value < 0:
+        raise Undefined("the double factorial of what is no whole number")
+    if value > 5000:
+        raise TooLarge("a factorial too large")
+    return Fraction(math.prod(range(int(value), 0, -2)))
 
 
 def _binomial(n: Number, k: Number) -> Number:
@@ -207,6 +217,8 @@ def evaluate(formula: Formula, point: Mapping[str, Fraction]) -> Number:
             return _root(*values)
         case "!":
             return _factorial(values[0])
+        case "!!":
+            return _double_factorial(values[0])
         case "binomial":
             return _binomial(*values)
         case "abs":
