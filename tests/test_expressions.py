@@ -81,6 +81,13 @@ from r1jax.rewards.mathematics.values import TooLarge, equal, evaluate
         ("y=2, x=1", "(1,2)"),
         ("(2,3)", "(m,b)=(2,3)"),
         ("(x,y)=(1,2) or (x,y)=(3,4)", "(3,4), (1,2)"),
+        ("3!!", "3"),
+        ("8!!", "384"),
+        ("(3!)!", "720"),
+        ("Sun", r"\text{sun}"),
+        ("cat", "cat."),
+        ("abc", "cab"),
+        ("mgh", "m g h"),
         ("ABD", "A, D, B"),
         ("B", "选B"),
         ("B", r"\text{(B)}"),
@@ -171,6 +178,12 @@ def test_the_same_in_another_notation_is_right(gold: str, answer: str) -> None:
         ("a=1, b=2", "2, 1"),
         ("(1,2)", "x=1, y=2"),
         ("x=2 or x=3", "(2,3)"),
+        ("3!!", "720"),
+        ("720", "3!!"),
+        ("cat", "act"),
+        ("cat", "c a t"),
+        ("Sun", "nuS"),
+        ("Sun", "SUN"),
         (r"\pm 2", "[2,-2]"),
         (r"2\frac12", r"2\cdot\frac12"),
         ("B", "b"),
@@ -236,6 +249,13 @@ def test_the_question_says_in_which_order_names_stand() -> None:
     assert compare("(2,3)", "(b,m)=(2,3)", "Find $(m, b)$.")[0] == WRONG
     assert compare("(1,2)", "y=2, x=1", "Which ordered pair solves it?")[0] == RIGHT
     assert compare("(1,2)", "y=1, x=2", "Which ordered pair solves it?")[0] == WRONG
+
+
+def test_a_point_is_no_interval_where_the_question_asks_for_one() -> None:
+    for answer in ("1 < x < 2", "x > 1 and x < 2", r"x \in (1, 2)"):
+        assert compare("(1,2)", answer, "Where is f positive?")[0] == RIGHT
+    for answer in ("1 < x < 2", "x > 1 and x < 2"):
+        assert compare("(1,2)", answer, "Which point is nearest? Give an ordered pair.")[0] == WRONG
 
 
 def test_percent_may_be_left_out_where_the_question_asks_for_it() -> None:

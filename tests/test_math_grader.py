@@ -113,7 +113,34 @@ def test_a_verifier_that_hangs_and_one_that_is_killed_give_no_grade_and_the_rest
     metrics = summarize(scores)
     assert (metrics["right/accuracy"], metrics["wrong/accuracy"]) == (2, 1)
     assert (metrics["timed_out/accuracy"], metrics["ungradable/accuracy"], metrics["ungradable"]) == (1, 1, 2)
-    assert grader.counts["replaced"] == 2
+    assert grader.counts["replaced"] == 3  # the reference that hangs was asked about once more, with a plain answer
+
+
+def test_an_answer_that_takes_too_long_is_wrong_where_its_reference_is_graded_in_time() -> None:
+    hangs = formed(HANGS)
+    reference = example(r"\sum_{n=1}^{10} n")
+    with MathGrader(workers=1, seconds=1.0) as grader:
+        assert grader(formed("55"), reference).value == 1.0
+        assert grader(hangs, reference) == Score(0.0, reason="the answer takes too long to compare: more than 1 s")
+        score = grader.submit(hangs, reference)
+        time.sleep(0.2)
+        while not grader.pool._workers[0].ready:
+            time.sleep(0.01)
+        time.sleep(0.2)
+        os.kill(grader.pool.process_ids()[0], signal.SIGKILL)
+        assert score.result().reason.startswith("the answer is too much to compare: the grading process died")
+        assert grader(formed("2"), example(HANGS)).status is Status.TIMED_OUT
+
+
+def test_a_grader_that_is_closed_leaves_no_score_unset() -> None:
+    with MathGrader(workers=1, seconds=1.0) as grader:
+        scores = [grader.submit(formed(HANGS), example(r"\sum_{n=1}^{10} n")) for _ in range(3)]
+    assert all(score.done() for score in scores)
+
+
+def test_a_sum_of_long_fractions_is_refused_at_once(grader: MathGrader) -> None:
+    answer = "+".join(f"(\\frac{{{n}}}{{{n + 2}}})^{{19999}}" for n in range(7, 31))
+    assert "fractions too long" in grader(formed(answer), example("5")).reason
 
 
 def test_only_the_comparison_that_needs_processes_opens_some() -> None:

@@ -32,6 +32,7 @@ from r1jax.rewards.mathematics.structure import (
     is_name,
     named,
     parse_answer,
+    parse_bare_word,
     parse_words,
 )
 from r1jax.rewards.mathematics.units import named_in
@@ -60,7 +61,7 @@ def compare(gold: str, answer: str | None, question: str = "", any_order: bool =
     if answer is None:
         return WRONG, "no single final answer"
     try:
-        stated = parse_words(answer) if isinstance(reference, Words) else _parse(answer)
+        stated = _parse(answer) if not isinstance(reference, Words) else _parse_words(answer, reference.bare)
         if _has_unit(reference) and not _has_unit(stated):
             stated = parse_answer(answer, letters_are_units=True)
         elif _has_unit(stated) and not _has_unit(reference):
@@ -79,12 +80,22 @@ def compare(gold: str, answer: str | None, question: str = "", any_order: bool =
 def _parse_gold(gold: str) -> Node:
     """The reference, if an answer that says the same would be found right."""
     reference = _parse(gold)
+    if isinstance(reference, Leaf):
+        reference = parse_bare_word(gold) or reference
     try:
         if not _Comparison("", False).same(reference, reference):
             raise NotUnderstood("it does not equal itself")
     except Undecided as error:
         raise NotUnderstood(str(error)) from error
     return reference
+
+
+def _parse_words(text: str, bare: bool) -> Node:
+    """An answer where the reference is words, or one bare word."""
+    word = parse_bare_word(text) if bare else parse_words(text)
+    if word is None:
+        raise NotUnderstood("not one word of three letters")
+    return word
 
 
 def _parse(text: str) -> Node:
@@ -206,13 +217,14 @@ class _Comparison:
         if isinstance(stated, Relation) and (value := _value_of(stated, self)) is not None:
             return not isinstance(value, Relation) and self._same_items(gold, value)
         if isinstance(stated, Relation | Combined | Reals):
-            return self._same_region(gold, stated)
+            is_point = gold.brackets == "()" and _POINT.search(self.question)
+            return not is_point and self._same_region(gold, stated)
         if not isinstance(stated, Items):
             return False
         if not gold.brackets and not gold.ordered:
             return self._same_unordered(gold, stated)
         if gold.brackets and not stated.brackets and variables(stated):
-            return self._same_region(gold, stated)
+            return not _POINT.search(self.question) and self._same_region(gold, stated)
         if gold.brackets != stated.brackets and (gold.brackets or stated.brackets not in ("()", "[]", "{}")):
             return False
         if not gold.ordered:

@@ -103,8 +103,7 @@ class FormulaParser:
         base = self.atom()
         while True:
             if self.value() == "!":
-                self.position += 1
-                base = ("!", base)
+                base = self.factorial(base)
             elif self.value() == "^" and self.value(1) != "°" and self.tokens_ahead_are_no_degree():
                 self.position += 1
                 base = ("^", base, self.exponent())
@@ -112,6 +111,16 @@ class FormulaParser:
                     raise NotUnderstood("a^b^c may mean two things")
             else:
                 return base
+
+    def factorial(self, base: Formula) -> Formula:
+        """n! or n!!, which is the product of every other number and not (n!)!."""
+        signs = 0
+        while self.value() == "!":
+            self.position += 1
+            signs += 1
+        if signs > 2:
+            raise NotUnderstood("more than two factorial signs")
+        return ("!" * signs, base)
 
     def tokens_ahead_are_no_degree(self) -> bool:
         """Whether `^` is followed by an exponent, not by a degree sign."""

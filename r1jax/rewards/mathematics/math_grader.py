@@ -3,13 +3,15 @@ r"""The accuracy reward for mathematics in any notation: numbers exactly, everyt
 What the exact parser of `math_accuracy.py` understands on both sides it decides, unless a percent sign, a unit or a
 name is in play. All else goes to `expressions.compare` in a pool of processes with a time limit for each answer. So a
 grade has one of three values: right, wrong, or none, with the reason: ungradable (the reference is not understood, the
-grading process died) or timed out.
+grading process died) or timed out. An answer cannot choose to have none: where comparing it takes too long or ends the
+process, the reference is compared with a plain number, and if that works the answer is wrong.
 """
 
 from __future__ import annotations
 
 import collections
 import re
+import threading
 from concurrent.futures import Future
 from types import TracebackType
 
@@ -31,6 +33,8 @@ class MathGrader:
     def __init__(self, workers: int, seconds: float) -> None:
         """`workers` processes, each answer for at most `seconds`."""
         self.pool = WorkerPool(compare, workers, seconds)
+        self._lock = threading.Lock()
+        self._references: dict[str, Future[Outcome]] = {}  # compared with a plain number, each once
 
     @property
     def counts(self) -> collections.Counter[str]:
@@ -51,20 +55,40 @@ class MathGrader:
         known = value is not None and stated is not None  # "3 8" is a reference that only the exact parser understands
         outcome = self.pool.submit(gold, stated, example.question, any_order)
 
+        def grade(done: Future[Outcome], reference: Outcome | None) -> None:
+            graded = _score(done.result(), reference)
+            unstated = stated is None and answer is not None
+            if (graded.graded and unstated) or (graded.status is Status.UNGRADABLE and known):
+                graded = Score(0.0, reason="the answer is not one value")
+            score.set_result(graded)
+
         def finish(done: Future[Outcome]) -> None:
-            if done.cancelled():
-                score.cancel()
-            elif (error := done.exception()) is not None:
+            if _passed_on(done, score):
+                return
+            if done.result().ending is Ending.DONE or stated is None:
+                grade(done, None)
+                return
+            try:
+                reference = self._compared_with_a_number(gold)
+            except RuntimeError as error:  # the grader was closed meanwhile
                 score.set_exception(error)
-            else:
-                graded = _score(done.result())
-                unstated = stated is None and answer is not None
-                if (graded.graded and unstated) or (graded.status is Status.UNGRADABLE and known):
-                    graded = Score(0.0, reason="the answer is not one value")
-                score.set_result(graded)
+                return
+
+            def decide(alone: Future[Outcome]) -> None:
+                if not _passed_on(alone, score):
+                    grade(done, alone.result())
+
+            reference.add_done_callback(decide)
 
         outcome.add_done_callback(finish)
         return score
+
+    def _compared_with_a_number(self, gold: str) -> Future[Outcome]:
+        """What becomes of a reference and the simplest answer; with itself a sum is compared without working it out."""
+        with self._lock:
+            if gold not in self._references:
+                self._references[gold] = self.pool.submit(gold, "1")
+            return self._references[gold]
 
     def __call__(self, completion: str, example: Example) -> Score:
         """1 where the completion's one final answer states what the reference does, else 0."""
@@ -95,7 +119,24 @@ def _exact(gold: Value, answer: str | None, stated: str | None, any_order: bool)
     return Score(1.0) if same_value(value, gold, any_order) else Score(0.0, reason="another answer")
 
 
-def _score(outcome: Outcome) -> Score:
+def _passed_on(done: Future[Outcome], score: Future[Score]) -> bool:
+    """Whether a call was cancelled or failed, and its score with it."""
+    if done.cancelled():
+        score.cancel()
+    elif (error := done.exception()) is not None:
+        score.set_exception(error)
+    else:
+        return False
+    return True
+
+
+def _score(outcome: Outcome, reference: Outcome | None) -> Score:
+    """The score of an answer; `reference` is what became of a plain answer, where that had to be found out."""
+    if reference is not None and reference.ending is Ending.DONE and reference.value[0] != UNGRADABLE:
+        late = outcome.ending is Ending.TIMED_OUT
+        return Score(
+            0.0, reason=f"the answer {'takes too long' if late else 'is too much'} to compare: {outcome.reason}"
+        )
     if outcome.ending is Ending.TIMED_OUT:
         return Score(0.0, Status.TIMED_OUT, outcome.reason)
     if outcome.ending is not Ending.DONE:

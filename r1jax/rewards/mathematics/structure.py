@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from fractions import Fraction
 
 from r1jax.rewards.mathematics.formula import Formula, parse_formula, symbols_of
-from r1jax.rewards.mathematics.latex import NotUnderstood, Token, tokens_of
+from r1jax.rewards.mathematics.latex import FUNCTIONS, NotUnderstood, Token, tokens_of
 from r1jax.rewards.mathematics.units import Unit, is_unit, parse_unit
 
 _OPENING = {"(": 1, "[": 1, "{": 1, "\\{": 1, "begin": 1}
@@ -85,9 +85,10 @@ class Options:
 
 @dataclasses.dataclass(frozen=True)
 class Words:
-    r"""An answer in words, marked as such by \text."""
+    r"""An answer in words: marked as such by \text, in lower case; or one bare word, in its own letters (`bare`)."""
 
     text: str
+    bare: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -194,6 +195,22 @@ def parse_words(text: str) -> Node:
     if not _YES.fullmatch(plain):
         raise NotUnderstood("no words")
     return Words(" ".join(plain.lower().split()))
+
+
+def parse_bare_word(text: str) -> Words | None:
+    """An answer that is one word of three letters and no product, as far as one can see; None for all else.
+
+    A word has vowels and consonants, and its letters do not follow each other in the alphabet: cat, Sun, but not abc,
+    xyz, mgh, nRT. Its first letter may be large or small. Longer words have to be marked by \text.
+    """
+    plain = _TEXT.sub(r"\1", text).strip().strip("$").strip().removesuffix(".")
+    if not re.fullmatch("[A-Za-z]{3}", plain) or parse_unit(plain) is not None or plain in FUNCTIONS:
+        return None
+    codes = [ord(letter) for letter in plain.lower()]
+    vowels = sum(letter in "aeiouy" for letter in plain.lower())
+    if vowels in (0, 3) or codes == list(range(codes[0], codes[0] + 3)):
+        return None
+    return Words(plain[0].lower() + plain[1:], bare=True)
 
 
 def _parse(tokens: list[Token], units: bool) -> Node:

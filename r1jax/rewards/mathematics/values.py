@@ -9,6 +9,7 @@ agree on a long stretch: these are compared beside every number that occurs in t
 from __future__ import annotations
 
 import hashlib
+import math
 import random
 from collections.abc import Callable, Iterator, Mapping
 from fractions import Fraction
@@ -23,6 +24,7 @@ Number = Any  # Fraction, or an mpmath number
 
 MAX_EXPONENT = 100_000
 _MAX_BITS = 400_000
+_MAX_FRACTION_BITS = 200_000  # of two fractions to be added or multiplied: what they have in common takes time to find
 _DIGITS = (60, 400)
 _POINTS = 48
 _ENOUGH = 5  # points at which two formulas must have been compared
@@ -97,6 +99,15 @@ def _factorial(value: Number) -> Number:
     return mpmath.factorial(_mp(value))
 
 
+def _double_factorial(value: Number) -> Number:
+    """n (n - 2) (n - 4) ...: defined here for whole numbers only."""
+    if not isinstance(value, Fraction) or value.denominator != 1 or value < 0:
+        raise Undefined("the double factorial of what is no whole number")
+    if value > 5000:
+        raise TooLarge("a factorial too large")
+    return Fraction(math.prod(range(int(value), 0, -2)))
+
+
 def _binomial(n: Number, k: Number) -> Number:
     if abs(_mp(n)) > 5000 or abs(_mp(k)) > 5000:
         raise TooLarge("a binomial coefficient too large")
@@ -129,9 +140,18 @@ _FUNCTIONS: dict[str, Callable[[Number], Number]] = {
 }
 
 
+def _check_fractions(left: Number, right: Number) -> None:
+    """Refuses long fractions, before anything is computed with both. Whole numbers and mpmath's have no such limit."""
+    if isinstance(left, Fraction) and isinstance(right, Fraction) and (left.denominator, right.denominator) != (1, 1):
+        parts = (left.numerator, left.denominator, right.numerator, right.denominator)
+        if sum(part.bit_length() for part in parts) > _MAX_FRACTION_BITS:
+            raise TooLarge("arithmetic with fractions too long")
+
+
 def _divide(top: Number, bottom: Number) -> Number:
     if bottom == 0:
         raise Undefined("division by 0")
+    _check_fractions(top, bottom)
     return top / bottom if isinstance(top, Fraction) == isinstance(bottom, Fraction) else _mp(top) / _mp(bottom)
 
 
@@ -146,6 +166,7 @@ def _check_sizes(left: Number, right: Number) -> None:
 def _arithmetic(operation: str, left: Number, right: Number) -> Number:
     if isinstance(left, Fraction) != isinstance(right, Fraction):
         left, right = _mp(left), _mp(right)
+    _check_fractions(left, right)
     if operation != "*" and not isinstance(left, Fraction):
         _check_sizes(left, right)
     if operation == "*":
@@ -196,6 +217,8 @@ def evaluate(formula: Formula, point: Mapping[str, Fraction]) -> Number:
             return _root(*values)
         case "!":
             return _factorial(values[0])
+        case "!!":
+            return _double_factorial(values[0])
         case "binomial":
             return _binomial(*values)
         case "abs":
