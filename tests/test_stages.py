@@ -8,7 +8,7 @@ import json
 import pathlib
 import signal
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -22,6 +22,7 @@ from r1jax.checkpoint import CheckpointStore
 from r1jax.data.corpus import write_corpus
 from r1jax.data.errors import DataError
 from r1jax.metrics import StepTimer, read_rows
+from r1jax.rewards import grading
 from r1jax.rewards.combine import Scores
 from r1jax.rollout import Completer, load_graded
 from r1jax.settings import from_config
@@ -167,11 +168,30 @@ def params_of(folder: pathlib.Path) -> dict[str, bytes]:
     return {jax.tree_util.keystr(path): np.asarray(leaf).tobytes() for path, leaf in leaves}
 
 
-def made_up_score(text: str, example: Example, rewards: Any, verify: Any) -> Scores:
+def made_up_score(text: str, example: Example) -> Scores:
     """A grade that only depends on the text, so that a model of noise has groups of different reward."""
     value = float(zlib.crc32(text.encode()) % 3 == 0)
     part = Score(value, Status.GRADED, "")
-    return Scores(value, {"accuracy": part, "format": part})
+    return Scores(value, {"accuracy": part, "format": part, "language": part})
+
+
+class MadeUpBatch:
+    """In place of `grading.Batch`: completions get the scores of a function."""
+
+    def __init__(self, score: Callable[[str, Example], Scores]) -> None:
+        self.score = score
+        self.given: dict[int, tuple[str, Example]] = {}
+
+    def add(self, index: int, text: str, tokens: Sequence[int], example: Example) -> None:
+        self.given[index] = text, example
+
+    def scores(self) -> tuple[Scores, ...]:
+        return tuple(self.score(*self.given[index]) for index in range(len(self.given)))
+
+
+def grade_by(patch: pytest.MonkeyPatch, score: Callable[[str, Example], Scores]) -> None:
+    """From now on stages grade with `score`."""
+    patch.setattr(grading, "Batch", lambda opened: MadeUpBatch(score))
 
 
 @pytest.fixture
@@ -179,11 +199,11 @@ def graded_texts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Every text that is graded from now on, in order, once for each time."""
     seen: list[str] = []
 
-    def score(text: str, example: Example, rewards: Any, verify: Any) -> Scores:
+    def score(text: str, example: Example) -> Scores:
         seen.append(example.id + text)
-        return made_up_score(text, example, rewards, verify)
+        return made_up_score(text, example)
 
-    monkeypatch.setattr("r1jax.rollout.score_completion", score)
+    grade_by(monkeypatch, score)
     return seen
 
 
@@ -203,12 +223,12 @@ def undisturbed_rl(base: pathlib.Path, one_device: pytest.MonkeyPatch) -> tuple[
     folder.mkdir()
     seen: list[str] = []
 
-    def score(text: str, example: Example, rewards: Any, verify: Any) -> Scores:
+    def score(text: str, example: Example) -> Scores:
         seen.append(example.id + text)
-        return made_up_score(text, example, rewards, verify)
+        return made_up_score(text, example)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("r1jax.rollout.score_completion", score)
+        grade_by(patch, score)
         rl.run(rl_config(), folder)
     return folder, seen
 
@@ -403,11 +423,13 @@ class FakeCompleter:
         self.template = template
         self.limits: list[int | None] = []
 
-    def complete(self, params: Any, examples: Any, samples: int, key: Any, limit: int | None = None) -> Any:
+    def complete(self, params: Any, examples: Any, samples: int, key: Any, limit: int | None, batch: Any) -> Any:
         self.limits.append(limit)
         count = len(examples) * samples
         seed = int(jax.random.randint(key, (), 0, 2**30))
         texts = tuple(str(n) for n in np.random.default_rng(seed).integers(0, 1000, count))
+        for index, text in enumerate(texts):
+            batch.add(index, text, [], examples[index // samples])
         repeat = np.resize(np.arange(len(self.template.prompt_lengths)), count)
         return jax.tree.map(lambda array: np.asarray(array)[repeat], self.template), texts
 
@@ -422,7 +444,8 @@ def collector(
     def make(config: rl.RLConfig) -> tuple[experience.Collector, FakeCompleter]:
         completer: Any = FakeCompleter(template)
         batches = rl.example_iterator(rl.sources_of(config)["source"], config.seed, config.prompts)
-        return experience.Collector(config, completer, batches, tmp_path), completer
+        opened = grading.Grading(config.rewards, None, None, None, grading.Models())
+        return experience.Collector(config, completer, batches, tmp_path, opened), completer
 
     return make
 
@@ -430,13 +453,13 @@ def collector(
 def test_dynamic_sampling_draws_questions_until_enough_groups_differ(
     collector: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def score(text: str, example: Example, rewards: Any, verify: Any) -> Scores:
+    def score(text: str, example: Example) -> Scores:
         easy = zlib.crc32(example.id.encode()) % 2 == 0  # always right: nothing to learn from
         value = 1.0 if easy else float(int(text) % 2)
         # Other rewards differ everywhere: whether a group teaches something is for the accuracy to say.
         return Scores(value + int(text) / 1000, {"accuracy": Score(value, Status.GRADED, "")})
 
-    monkeypatch.setattr("r1jax.rollout.score_completion", score)
+    grade_by(monkeypatch, score)
     config = rl_config(preset="dapo", grpo={"overlong_cache": 0}, group_size=8)
     maker, completer = collector(config)
     graded, drawn = maker.collect(0, 0, None, StepTimer())
@@ -459,7 +482,7 @@ def test_dynamic_sampling_without_anything_to_learn_from_says_so(
     collector: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wrong = Scores(0.0, {"accuracy": Score(0.0, Status.GRADED, "")})
-    monkeypatch.setattr("r1jax.rollout.score_completion", lambda *args: wrong)
+    grade_by(monkeypatch, lambda *args: wrong)
     maker, _ = collector(rl_config(preset="dapo", grpo={"overlong_cache": 0}, max_draws=3))
     with pytest.raises(DataError, match="after max_draws = 3 draws only 0 of 4 groups"):
         maker.collect(0, 0, None, StepTimer())
