@@ -145,7 +145,8 @@ def mixed_numbers(draw: random.Random, same: bool) -> Draft:
     whole, bottom = draw.randint(2, 30), draw.randint(2, 12)
     part = Fraction(draw.randint(1, bottom - 1), bottom)
     sign = draw.choice(("", "-"))
-    mixed = f"{sign}{whole}\\frac{{{part.numerator}}}{{{part.denominator}}}"
+    latex = f"{sign}{whole}\\frac{{{part.numerator}}}{{{part.denominator}}}"
+    mixed = draw.choice((latex, f"{sign}{whole} {part}"))
     value = (whole + part) * (-1 if sign else 1)
     if same:
         other = number(draw, value)
