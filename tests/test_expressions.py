@@ -101,6 +101,7 @@ from r1jax.rewards.mathematics.values import TooLarge, equal, evaluate
         ("B", r"\text{(B)}"),
         (r"\text{yes}", "Yes."),
         ("x=2, x=3", "x=3 or x=2"),
+        ("x=2, 3", "x=3 or x=2"),
         ("x=2 or x=3", "3, 2"),
         ("x=2, x=3", r"\{2, 3\}"),
         ("0<x<1", "x>0 and x<1"),

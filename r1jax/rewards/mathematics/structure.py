@@ -224,7 +224,8 @@ def _parse(tokens: list[Token], units: bool) -> Node:
         if any(isinstance(node, Items) and not node.brackets for node in nodes):
             nodes = tuple(inner for node in nodes for inner in _alternatives(node))
             return Items("", nodes, ordered=False)
-        return Items("", nodes, ordered=not all(isinstance(node, Relation) for node in nodes))
+        solutions = isinstance(nodes[0], Relation) and are_solutions(nodes)  # x = 2, 3
+        return Items("", nodes, ordered=not solutions and not all(isinstance(node, Relation) for node in nodes))
     if any(token.value in ("+-", "-+") for token in tokens):
         return _plus_minus(tokens, units)
     parts, signs = _split(tokens, *RELATIONS)
