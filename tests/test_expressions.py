@@ -37,6 +37,10 @@ from r1jax.rewards.mathematics.values import TooLarge, equal, evaluate
         (r"\sqrt{x} + 5000e^{-x}", r"5000e^{-x} + x^{1/2}"),
         (r"0.\overline{3}", "1/3"),
         (r"2\frac12", "5/2"),
+        (r"\frac{7\pi}{2\pi}", "3 1/2"),
+        ("x=-3 1/2", "x=-7/2"),
+        ("3.5 cm", "3 1/2 cm"),
+        (r"\frac{1}{6}", r"\frac12/3"),
         ("√13", r"\sqrt{13}"),
         (r"3 \times 10^4", "30,000"),
         ("1/2", "50%"),
@@ -49,6 +53,10 @@ from r1jax.rewards.mathematics.values import TooLarge, equal, evaluate
         ("3 厘米", "30 mm"),
         (r"\$5", "5 dollars"),
         (r"90^\circ", "90"),
+        (r"20^\circ C", "20 degrees Celsius"),
+        (r"20^\circ C", "20"),
+        (r"5\%", "5 percent"),
+        (r"2\text{ ft}^2", "2 square feet"),
         ("9 apples", "9"),
         (r"\{1,2\}", r"\{2,1\}"),
         (r"\{1\}", r"\{1,1\}"),
@@ -93,6 +101,7 @@ from r1jax.rewards.mathematics.values import TooLarge, equal, evaluate
         ("B", r"\text{(B)}"),
         (r"\text{yes}", "Yes."),
         ("x=2, x=3", "x=3 or x=2"),
+        ("x=2, 3", "x=3 or x=2"),
         ("x=2 or x=3", "3, 2"),
         ("x=2, x=3", r"\{2, 3\}"),
         ("0<x<1", "x>0 and x<1"),
@@ -134,6 +143,9 @@ def test_the_same_in_another_notation_is_right(gold: str, answer: str) -> None:
         ("5", "5 kg"),
         ("9", "9 apples"),
         ("9 apples", "9 pears"),
+        (r"20^\circ C", r"20^\circ F"),
+        (r"5\%", "6 percent"),
+        ("5", "5 percent"),
         ("x^2", "x"),
         ("|x|", "x"),
         (r"\sqrt{x^2}", "x"),
@@ -161,6 +173,10 @@ def test_the_same_in_another_notation_is_right(gold: str, answer: str) -> None:
         ("x<3", r"x\le 3"),
         ("x+y<3", "-x-y<-3"),
         ("(x-1)(x+1)=0", "x-1=0"),
+        ("7/2", "2 3 1/2"),
+        ("5x/2", "2 1/2 x"),
+        ("x^{2}/3", r"x^2 1/3"),
+        (r"\frac{1}{6}", r"\frac12 1/3"),
         (r"\mathbb{R}", "x>1, x<3"),
         ("(1,3)", "x>1 or x<3"),
         ("x<1 or x>2", r"x<1 \text{ and } x>2"),
@@ -242,6 +258,42 @@ def test_a_unit_may_be_added_where_the_question_names_it() -> None:
     assert compare("9", "9 apples", "How many red apples are left?")[0] == RIGHT
     assert compare("9", "9 pears", "How many red apples are left? The pears are gone.")[0] == WRONG
     assert compare("18", r"\$18", "How many dollars?")[0] == RIGHT
+
+
+AREA = "A rectangle is 3 cm by 4 cm. What is its area in square cm?"
+SPEED = r"A train goes 60 km in an hour. What is its speed in $\text{km/h}$?"
+EGGS = "An egg costs $2. She sells 9 of them within 3 hours. "
+
+
+@pytest.mark.parametrize(
+    ("gold", "answer", "question", "right"),
+    [
+        ("12", "12 cm^2", AREA, True),
+        ("12", r"12\text{ square centimeters}", AREA, True),
+        ("12", "12 square centimeters", AREA, True),
+        ("12", "12 cm", AREA, False),
+        ("12", "12 m^2", AREA, False),
+        ("12", "12 cm", "A rectangle is 3 cm by 4 cm. What is its area?", False),
+        ("5", "5 cm", "A rectangle is 3 cm by 4 cm. What is the length of its diagonal?", True),
+        ("60", "60 km/h", SPEED, True),
+        ("60", "60 kilometers per hour", SPEED, True),
+        ("60", "60 km", SPEED, False),
+        ("60", "60 h", SPEED, False),
+        ("5", "5 m", "How many meters?", True),
+        ("5", "5 m", "How many minutes?", False),
+        ("20", r"20^\circ C", "Give the temperature in degrees Celsius.", True),
+        ("20", r"20^\circ F", "Give the temperature in degrees Celsius.", False),
+        ("18", r"\$18", EGGS + "How much does she make?", True),
+        ("9", r"\$9", EGGS + "How many eggs did she sell?", False),
+        ("3", "3 hours", EGGS + "How much does she make?", False),
+        ("3", "3 平方厘米", "面积是多少平方厘米?", True),
+        ("3", "3 厘米", "面积是多少平方厘米?", False),
+    ],
+)
+def test_only_the_unit_that_a_question_asks_for_may_be_added(
+    gold: str, answer: str, question: str, right: bool
+) -> None:
+    assert compare(gold, answer, question)[0] == (RIGHT if right else WRONG)
 
 
 def test_the_question_says_in_which_order_names_stand() -> None:

@@ -217,7 +217,11 @@ def radicals(draw: random.Random, same: bool) -> Draft:
         (f"\\sqrt[3]{{{s**3 * m}}}", f"{s}\\sqrt[3]{{{m}}}", (f"{s}\\sqrt{{{m}}}", f"{s * s}\\sqrt[3]{{{m}}}")),
         (f"{m}^{{1/2}}", f"√{m}", (f"{m}/2", f"\\sqrt{{{m + 1}}}")),
         (f"{n}\\sqrt{{{m}}} + {s}\\sqrt{{{m}}}", f"{n + s}\\sqrt{{{m}}}", (f"{n + s}\\sqrt{{{2 * m}}}",)),
-        (f"\\sqrt{{{m}}} \\cdot \\sqrt{{{other}}}", f"\\sqrt{{{m * other}}}", (f"\\sqrt{{{m + other}}}",)),
+        (
+            f"\\sqrt{{{m}}} \\cdot \\sqrt{{{other}}}",
+            f"\\sqrt{{{m * other}}}",
+            (f"\\sqrt{{{m + other + (m == other)}}}",),
+        ),  # 2 + 2 = 2 * 2
     )
     left, right, wrong = draw.choice(identities)
     return left, (right if same else draw.choice(wrong))

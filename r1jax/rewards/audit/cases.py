@@ -145,7 +145,8 @@ def mixed_numbers(draw: random.Random, same: bool) -> Draft:
     whole, bottom = draw.randint(2, 30), draw.randint(2, 12)
     part = Fraction(draw.randint(1, bottom - 1), bottom)
     sign = draw.choice(("", "-"))
-    mixed = f"{sign}{whole}\\frac{{{part.numerator}}}{{{part.denominator}}}"
+    latex = f"{sign}{whole}\\frac{{{part.numerator}}}{{{part.denominator}}}"
+    mixed = draw.choice((latex, f"{sign}{whole} {part}"))
     value = (whole + part) * (-1 if sign else 1)
     if same:
         other = number(draw, value)
@@ -210,6 +211,26 @@ def units(draw: random.Random, same: bool) -> Draft:
     if form == 2 and factor != other_factor:  # without its name: the number of another unit
         return _with_unit(draw, value, name), number(draw, converted), question
     return _with_unit(draw, value, name), _with_unit(draw, _other(draw, converted), other_name), question
+
+
+_ASKED = (
+    # unit, its other names, units that the question names besides or that are of its kind
+    ("square centimeters", ("cm^2", "square cm"), ("cm", "m^2", "seconds")),
+    ("km/h", ("kilometers per hour", "km/h"), ("km", "hours", "miles per hour")),
+    ("meters", ("m", "meters"), ("cm", "m^2", "minutes")),
+    ("degrees Celsius", ("°C", "degrees Celsius"), ("°F", "degrees", "kg")),
+    ("dollars", ("dollars",), ("cents", "hours", "percent")),
+)
+
+
+def asked_units(draw: random.Random, same: bool) -> Draft:
+    """A bare number answered with the unit that the question asks for, or with another."""
+    name, names, others = draw.choice(_ASKED)
+    value = Fraction(draw.randint(2, 400))
+    asking = draw.choice(("How many {} is it?", "What is it in {}?", "It takes 3 hours and 5 cm. Give it in {}."))
+    unit = draw.choice(names if same else others)
+    form = draw.choice(("{} {}", "{}\\text{{ {}}}")) if "^" not in unit else "{} {}"
+    return str(value), form.format(value, unit), asking.format(name)
 
 
 def _ascending(draw: random.Random, count: int) -> list[Fraction]:
@@ -391,6 +412,7 @@ VALUES: dict[str, Maker] = {
     "mixed numbers": mixed_numbers,
     "percentages": percentages,
     "units": units,
+    "asked units": asked_units,
     "intervals": intervals,
     "sets": sets,
     "tuples": tuples,

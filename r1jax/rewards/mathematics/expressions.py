@@ -12,6 +12,7 @@ import dataclasses
 import functools
 import re
 
+from r1jax.rewards.mathematics.asked_units import accepts, asked_unit
 from r1jax.rewards.mathematics.formula import Formula, symbols_of
 from r1jax.rewards.mathematics.latex import NotUnderstood
 from r1jax.rewards.mathematics.naming import in_order, named_tuple, named_values
@@ -35,7 +36,6 @@ from r1jax.rewards.mathematics.structure import (
     parse_bare_word,
     parse_words,
 )
-from r1jax.rewards.mathematics.units import named_in
 from r1jax.rewards.mathematics.values import Undecided, equal, proportional
 
 RIGHT, WRONG, UNGRADABLE = "right", "wrong", "ungradable"
@@ -66,6 +66,8 @@ def compare(gold: str, answer: str | None, question: str = "", any_order: bool =
             stated = parse_answer(answer, letters_are_units=True)
         elif _has_unit(stated) and not _has_unit(reference):
             reference = parse_answer(gold, letters_are_units=True)
+        elif _has_letters(stated) and not _has_letters(reference) and asked_unit(question) is not None:
+            stated = parse_answer(answer, letters_are_units=True)
     except NotUnderstood as error:
         return WRONG, f"the answer is not understood: {error}"
     comparison = _Comparison(question, any_order)
@@ -110,6 +112,10 @@ def _has_unit(node: Node) -> bool:
     if isinstance(node, Relation):
         return any(_has_unit(side) for side in node.sides)
     return isinstance(node, Leaf) and node.unit is not None
+
+
+def _has_letters(node: Node) -> bool:
+    return isinstance(node, Leaf) and bool(symbols_of(node.formula))
 
 
 class _Comparison:
@@ -182,7 +188,7 @@ class _Comparison:
                 return False
             ratio = stated.unit.factor / gold.unit.factor
             return equal(gold.formula, ("*", ("number", ratio), stated.formula))
-        if stated.unit and not named_in(stated.unit, self.question):
+        if stated.unit and not accepts(self.question, stated.unit):
             return False
         if (gold.unit and stated.percent) or (stated.unit and gold.percent):
             return False

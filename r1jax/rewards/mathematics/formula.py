@@ -143,6 +143,8 @@ class FormulaParser:
             if not token.value.isdigit():
                 raise NotUnderstood(f"{token.value!r} without braces")
             self.tokens[self.position : self.position + 1] = [Token("number", digit) for digit in token.value]
+            self.position += 1
+            return ("number", Fraction(token.value[0]))
         return self.atom()
 
     def between(self, opening: str, closing: str) -> Formula:
@@ -191,6 +193,11 @@ class FormulaParser:
             places = len(text.split(".")[1])
             return ("number", value + Fraction(int(repeated), (10 ** len(repeated) - 1) * 10**places))
         before = self.tokens[self.position - 2] if self.position > 1 else None
+        if (behind := self.plain_fraction()) is not None and text.isdigit():
+            if self.position > 1 and (self.position > 2 or before not in (Token("sign", "-"), Token("sign", "+"))):
+                raise NotUnderstood("a mixed number within a formula")
+            self.position += 3
+            return ("number", value + behind)
         if self.value() == "\\frac" and text.isdigit() and (before is None or before.value != "^"):
             start = self.position
             part = self.command()
@@ -200,6 +207,18 @@ class FormulaParser:
                 return ("number", value + part[1][1] / part[2][1])
             self.position = start
         return ("number", value)
+
+    def plain_fraction(self) -> Fraction | None:
+        """The proper fraction that comes next, as in 3 1/2, if nothing else does; it is not taken."""
+        top, sign, bottom = (self.tokens[self.position + n : self.position + n + 1] for n in range(3))
+        if not top or not bottom or sign != [Token("sign", "/")] or {top[0].kind, bottom[0].kind} != {"number"}:
+            return None
+        if not (top[0].value.isdigit() and bottom[0].value.isdigit() and int(top[0].value) < int(bottom[0].value)):
+            return None
+        behind = self.tokens[self.position + 3 : self.position + 4]
+        if behind and behind[0].kind != "text" and behind[0].value not in ("%", "°"):
+            return None
+        return Fraction(int(top[0].value), int(bottom[0].value))
 
     def letter(self) -> Formula:
         """Letters: each one a variable, e and i the constants; words of four and more letters are no product."""

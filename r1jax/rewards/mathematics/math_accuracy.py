@@ -2,7 +2,7 @@ r"""The accuracy reward for answers that are numbers, sequences of numbers, or o
 
 Numbers are compared exactly, as fractions: 1/2 = 0.5 = \frac{1}{2} = 50/100, 1,000 = 1000.0, and 0.333 is not 1/3.
 What is read as a number: ASCII digits with an optional sign (+, -, U+2212), thousands separators in threes, a decimal
-part, a period behind ("12."), a/b and LaTeX fractions of whole numbers, alone or behind one (2\frac{1}{2} = 5/2).
+part, a period behind ("12."), a/b and LaTeX fractions of whole numbers, alone or behind one (2\frac{1}{2}, 2 1/2).
 Delimiters of mathematics ($...$, \(...\)), a currency or percent sign, a degree sign, `x =`, \text{...} and \boxed{...}
 are taken off first. Full-width and other look-alike digits, superscripts, spelled-out numbers, powers of ten and
 expressions are not numbers here.
@@ -30,7 +30,7 @@ _SLASH_FRACTION = re.compile(rf"([+-]?)\s*({_WHOLE})/([+-]?)({_WHOLE})")
 _LATEX_FRACTION = re.compile(
     rf"([+-]?)\s*\\[dt]?frac\s*(?:\{{\s*([+-]?{_WHOLE})\s*\}}|([0-9]))\s*(?:\{{\s*([+-]?{_WHOLE})\s*\}}|([0-9]))"
 )
-_MIXED_NUMBER = re.compile(rf"([+-]?)\s*({_WHOLE})\s*(\\[dt]?frac.*)", re.DOTALL)
+_MIXED_NUMBER = re.compile(rf"([+-]?)\s*({_WHOLE})(?:\s*(\\[dt]?frac.*)|\s+({_WHOLE}/{_WHOLE})\.?)", re.DOTALL)
 _AROUND_SLASH = re.compile(r"\s*/\s*")
 _BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])")
 _MATH_DELIMITERS = (("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]"))
@@ -86,8 +86,8 @@ def parse_number(text: str) -> Fraction | None:
         numerator, denominator = _whole(top or short_top), _whole(bottom or short_bottom)
         return Fraction(_sign(sign) * numerator, denominator) if denominator else None
     if found := _MIXED_NUMBER.fullmatch(text):
-        sign, whole, rest = found.groups()
-        part = parse_number(rest)
+        sign, whole, latex, plain = found.groups()
+        part = parse_number(latex or plain)
         return None if part is None or not 0 <= part < 1 else _sign(sign) * (_whole(whole) + part)
     return None
 

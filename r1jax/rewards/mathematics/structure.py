@@ -23,6 +23,7 @@ _OPTION = re.compile(
 _OPTIONS = re.compile(r"\(?([A-J])\)?(?:\s*(?:,|and|&|、|和)\s*\(?([A-J])\)?)+")
 _TOGETHER = re.compile(r"[A-J]{2,8}")
 _TEXT = re.compile(r"\\(?:text|textbf|mathrm|mathbf)\s*\{([^{}\\]*)\}")
+_POWERS = ("square", "cubic", "sq")  # of the unit behind
 _COUNTED = re.compile(r"[A-Za-z ]{3,}|[\u4e00-\u9fff]+")
 _YES = re.compile(r"[A-Za-z]+(?: [A-Za-z]+)*")
 
@@ -223,7 +224,8 @@ def _parse(tokens: list[Token], units: bool) -> Node:
         if any(isinstance(node, Items) and not node.brackets for node in nodes):
             nodes = tuple(inner for node in nodes for inner in _alternatives(node))
             return Items("", nodes, ordered=False)
-        return Items("", nodes, ordered=not all(isinstance(node, Relation) for node in nodes))
+        solutions = isinstance(nodes[0], Relation) and are_solutions(nodes)  # x = 2, 3
+        return Items("", nodes, ordered=not solutions and not all(isinstance(node, Relation) for node in nodes))
     if any(token.value in ("+-", "-+") for token in tokens):
         return _plus_minus(tokens, units)
     parts, signs = _split(tokens, *RELATIONS)
@@ -338,6 +340,9 @@ def _leaf(tokens: list[Token], units: bool) -> Node:
 
 def _cut_unit(tokens: list[Token], units: bool) -> tuple[list[Token], list[Token]]:
     """The tokens of the value and those of a unit in plain letters, or of a word, behind it."""
+    power = next((index for index, token in enumerate(tokens) if token.value in _POWERS), 0)
+    if power:
+        return tokens[:power], tokens[power:]
     if len(tokens) > 1 and tokens[-1].kind == "name" and (len(tokens[-1].value) > 3 or not tokens[-1].value.isascii()):
         return tokens[:-1], tokens[-1:]
     if not units:
@@ -354,11 +359,10 @@ def _cut_unit(tokens: list[Token], units: bool) -> tuple[list[Token], list[Token
 
 def _with_unit(formula: Formula, behind: list[Token]) -> Leaf:
     texts = [token.value for token in behind]
-    if texts == ["%"]:
+    if texts in (["%"], ["percent"]):
         return Leaf(("*", formula, ("number", Fraction(1, 100))), percent=True)
-    if texts == ["^", "°"] or texts == ["^", "{", "°", "}"] or texts == ["°"]:
-        return Leaf(formula, parse_unit("°"))
-    unit = parse_unit("".join(f" {token.value} " if token.kind == "text" else token.value for token in behind))
+    text = "".join(f" {token.value} " if token.kind == "text" else token.value for token in behind)
+    unit = parse_unit(re.sub(r"^\^(?:°|\{°\})", "°", text))
     if unit is not None:
         return Leaf(formula, unit)
     counted = len(behind) == 1 and behind[0].kind in ("text", "name") and _COUNTED.fullmatch(texts[0])

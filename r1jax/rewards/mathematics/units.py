@@ -37,6 +37,8 @@ _BASE: dict[str, dict[str, Fraction]] = {
     "money in pounds": {"£": Fraction(1)},
     "money in yuan": {"¥ yuan 元": Fraction(1)},
     "angle": {"° degree deg 度": Fraction(1)},
+    "temperature in degrees Celsius": {"celsius ℃": Fraction(1)},
+    "temperature in degrees Fahrenheit": {"fahrenheit ℉": Fraction(1)},
     "charge": {"C coulomb": Fraction(1)},
     "current": {"A amp ampere": Fraction(1), "mA": Fraction(1, 1000)},
 }
@@ -78,6 +80,7 @@ def _table() -> dict[str, tuple[Fraction, dict[str, int]]]:
 
 
 _TABLE = _table()
+_TEMPERATURE = re.compile(r"(?:°|\bdegrees?\b|\bdeg\b)\s*(c|celsius|f|fahrenheit)", re.IGNORECASE)
 _FACTOR = re.compile(r"\s*([*/]?)\s*([^\s0-9*/^{}().,-]+)\s*(?:\^\s*(?:\{\s*(-?[0-9])\s*\}|(-?[0-9])))?")
 
 
@@ -96,7 +99,9 @@ def is_unit(word: str) -> bool:
 
 def parse_unit(text: str) -> Unit | None:
     """A product of powers of units, such as "cm^2", "km/h" or "square meters"; None for anything else."""
-    text = text.strip()
+    text = " ".join(text.split())
+    if temperature := _TEMPERATURE.fullmatch(text):
+        text = "celsius" if temperature[1][0] in "cC" else "fahrenheit"
     power_of_next = 1
     for word, power in (("square ", 2), ("cubic ", 3), ("sq ", 2)):
         if text.startswith(word):
@@ -117,12 +122,3 @@ def parse_unit(text: str) -> Unit | None:
     if not powers:
         return None
     return Unit(factor, tuple(sorted((name, power) for name, power in powers.items() if power)), text)
-
-
-def named_in(unit: Unit, question: str) -> bool:
-    """Whether a question speaks of this unit, under any of its names."""
-    for word in re.findall(r"(?!in\b)[A-Za-z]{2,}|[$€£¥°]", question):  # "in" and single letters are mostly no units
-        known = parse_unit(word)
-        if known is not None and (known.factor, known.powers) == (unit.factor, unit.powers):
-            return True
-    return "\u4e00" <= unit.name[0] <= "\u9fff" and unit.name in question
