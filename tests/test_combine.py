@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from concurrent.futures import Future
 
 import numpy as np
@@ -20,10 +21,20 @@ RIGHT = render_completion("seven plus five is 十二", "9")
 WRONG = render_completion("seven plus five is 十二", "8")
 
 
+def at_once(verify: Callable[[Example, str], Score]) -> VerifyFunction:
+    """A verifier that has its score when it is started."""
+
+    def start(example: Example, answer: str) -> Callable[[], Score]:
+        score = verify(example, answer)
+        return lambda: score
+
+    return start
+
+
 def score_completion(
-    completion: str, example: Example, config: RewardConfig, verify: VerifyFunction | None = None
+    completion: str, example: Example, config: RewardConfig, verify: Callable[[Example, str], Score] | None = None
 ) -> Scores:
-    with open_grading(config, verify) as grading:
+    with open_grading(config, None if verify is None else at_once(verify)) as grading:
         batch = grading.begin()
         batch.add(0, completion, [], example)
         (scores,) = batch.scores()
@@ -295,7 +306,7 @@ def test_the_same_answer_to_the_same_example_is_graded_once() -> None:
         return Score(float(answer == example.answer))
 
     other = dataclasses.replace(GYM, id="2", answer="8")
-    with open_grading(RewardConfig(), verify) as grading:
+    with open_grading(RewardConfig(), at_once(verify)) as grading:
         batch = grading.begin()
         for i, (text, example) in enumerate([(RIGHT, GYM), (WRONG, GYM), (RIGHT, GYM), (WRONG, other)]):
             batch.add(3 - i, text, [], example)  # in any order

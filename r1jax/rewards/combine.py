@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from r1jax.rewards.answer import exact_match, extract_final_answer
+from r1jax.rewards.answer import exact_match
 from r1jax.rewards.code.code_accuracy import Language
 from r1jax.rewards.format import format_reward
 from r1jax.rewards.isolation.confinement import Limits
@@ -21,7 +21,8 @@ from r1jax.rewards.shaping import repetition_share, tag_count_reward
 from r1jax.types import Example, Score, Status
 
 RewardFunction = Callable[[str, Example], Score]
-VerifyFunction = Callable[[Example, str], Score]  # (example, final answer): a task's own verifier
+VerifyFunction = Callable[[Example, str], Callable[[], Score]]
+"""Starts a task's own verifier on an example and a final answer; the result waits for the score."""
 
 # Parts that a rule reads off the text. Format and language are measured even where they weigh nothing.
 MEASURED: dict[str, RewardFunction] = {"format": format_reward, "language": language_reward}
@@ -198,12 +199,8 @@ def needs_verifier(example: Example) -> bool:
     return example.task.split("/")[0] == "reasoning_gym"
 
 
-def verified(completion: str, example: Example, verify: VerifyFunction, partial_credit: bool) -> Score:
-    """What a task's own verifier says of the final answer."""
-    answer = extract_final_answer(completion)
-    if answer is None:
-        return Score(0.0, reason="no single final answer")
-    score = verify(example, answer)
+def verified(score: Score, example: Example, partial_credit: bool) -> Score:
+    """What a verifier's verdict on the final answer is worth."""
     if not score.graded:
         return score
     if not math.isfinite(score.value):

@@ -14,6 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Protocol
 
+from r1jax.rewards.answer import extract_final_answer
 from r1jax.rewards.code.code_accuracy import LANGUAGES, MEASURES, CodeGrader, Runner
 from r1jax.rewards.combine import (
     CODE_PARTS,
@@ -95,8 +96,11 @@ class Grading:
         if needs_verifier(example):
             if self._verify is None:
                 raise ValueError(f"task {example.task!r} is graded by its own verifier, but none was given")
-            score = verified(completion, example, self._verify, self.config.partial_credit)
-            return {**waiting, "accuracy": partial(_known, score)}
+            answer = extract_final_answer(completion)
+            if answer is None:
+                return {**waiting, "accuracy": partial(_known, Score(0.0, reason="no single final answer"))}
+            verdict = self._verify(example, answer)
+            return {**waiting, "accuracy": partial(_verdict, verdict, example, self.config.partial_credit)}
         if mix.comparison == "expressions":
             assert self.mathematics is not None
             return {**waiting, "accuracy": self.mathematics.submit(completion, example).result}
@@ -124,6 +128,10 @@ class Grading:
         for grader in (self._models.judge, *self._models.scalar.values()):
             if grader is not None:
                 grader.flush()
+
+
+def _verdict(verdict: Callable[[], Score], example: Example, partial_credit: bool) -> Score:
+    return verified(verdict(), example, partial_credit)
 
 
 def _known(score: Score) -> Score:

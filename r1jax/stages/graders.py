@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 
 from jax.sharding import Mesh
 
@@ -21,12 +21,13 @@ from r1jax.rewards.isolation.grade_service import read_token
 from r1jax.rewards.isolation.sandbox import SandboxUnavailableError
 from r1jax.rewards.judges.chat_models import ChatModel, Endpoint
 from r1jax.rewards.judges.judge import GroundTruthJudge, JudgeConfig, truth_conversation
+from r1jax.rewards.workers import Ending, Outcome, WorkerPool
 from r1jax.rollout import DecodingConfig
 from r1jax.sampling.answers import SamplerChat
 from r1jax.sampling.decode import SamplingConfig
 from r1jax.settings import ConfigError
 from r1jax.stages.policy import Policy, PolicySource, describe_source, load_policy
-from r1jax.types import Example
+from r1jax.types import Example, Score, Status
 
 
 def check_rewards(rewards: RewardConfig, sources: Mapping[str, Sequence[Example]], workdir: pathlib.Path) -> None:
@@ -59,6 +60,46 @@ def check_rewards(rewards: RewardConfig, sources: Mapping[str, Sequence[Example]
             raise ConfigError(f"rewards.judge: {str(error).removeprefix('init.')}") from error
 
 
+class Verifiers:
+    """reasoning-gym's own verifiers, in processes: some never end on an answer that a model can think of.
+
+    The processes start with the first answer.
+    """
+
+    def __init__(self, rewards: RewardConfig) -> None:
+        self._rewards = rewards
+        self._pool: WorkerPool | None = None
+
+    def start(self, example: Example, answer: str) -> Callable[[], Score]:
+        """Starts the verifier; the result waits for the score.
+
+        An answer that takes too long, or is the end of its process, is wrong if the verifier can do with the reference;
+        else nothing can be said.
+        """
+        outcome = self._submit(example, answer)
+        return lambda: self._score(example, outcome.result())
+
+    def _submit(self, example: Example, answer: str) -> Future[Outcome]:
+        if self._pool is None:
+            rewards = self._rewards
+            self._pool = WorkerPool(reasoning_tasks.grade_in_worker, rewards.grading_workers, rewards.grading_seconds)
+        return self._pool.submit(*reasoning_tasks.worker_arguments(example, answer, self._rewards.partial_credit))
+
+    def _score(self, example: Example, outcome: Outcome) -> Score:
+        if outcome.ending is Ending.DONE:
+            value, status, reason = outcome.value
+            return Score(value, Status(status), reason)
+        if outcome.ending is not Ending.FAILED and self._submit(example, example.answer).result().ending is Ending.DONE:
+            return Score(0.0, reason=f"the verifier cannot read the answer: {outcome.reason}")
+        status = Status.TIMED_OUT if outcome.ending is Ending.TIMED_OUT else Status.UNGRADABLE
+        return Score(0.0, status, outcome.reason)
+
+    def close(self) -> None:
+        """Ends the processes."""
+        if self._pool is not None:
+            self._pool.close()
+
+
 def check_comparable(field: str, rewards: RewardConfig, examples: Sequence[Example]) -> None:
     """That every example has a right answer, so that it can be evaluated. ConfigError naming one that has none."""
     for example in examples:
@@ -71,8 +112,9 @@ def stage_grading(
     rewards: RewardConfig, workdir: pathlib.Path, mesh: Mesh, policy: Policy, decoding: DecodingConfig
 ) -> Iterator[Grading]:
     """The graders of a stage, while it runs; `policy` and `decoding` say what will be graded."""
-    verify = partial(reasoning_tasks.verify, partial_credit=rewards.partial_credit)
     with contextlib.ExitStack() as stack:
+        verifiers = Verifiers(rewards)
+        stack.callback(verifiers.close)
         judge = None
         if "judge" in needed_models(rewards):
             assert rewards.judge is not None
@@ -83,7 +125,7 @@ def stage_grading(
         device = None
         if rewards.on_device:
             device = DeviceRewards(policy.tokenizer.token_bytes, policy.model.vocab_size, decoding.max_new_tokens)
-        yield stack.enter_context(open_grading(rewards, verify, Models(judge), device))
+        yield stack.enter_context(open_grading(rewards, verifiers.start, Models(judge), device))
 
 
 def check_judge(judge: JudgeConfig, workdir: pathlib.Path) -> None:
