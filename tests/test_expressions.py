@@ -282,6 +282,7 @@ EGGS = "An egg costs $2. She sells 9 of them within 3 hours. "
         ("5", "5 m", "How many meters?", True),
         ("5", "5 m", "How many minutes?", False),
         ("5", "5 m", "Find the length of the rod in $m$.", True),
+        ("5", "5 m", "Give the length in m. It is a whole number.", True),
         ("45", r"45^\circ", "The vertices in C are far apart. Find the angle, which is less than 90 degrees.", True),
         ("20", r"20^\circ C", "Give the temperature in degrees Celsius.", True),
         ("20", r"20^\circ F", "Give the temperature in degrees Celsius.", False),
