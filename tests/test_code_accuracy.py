@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 from typing import Any
 
@@ -195,6 +196,33 @@ def test_speed_is_beside_the_reference_solution(sandbox: Sandbox) -> None:
     assert wrong.reason == "the reference fails its own tests: test 1: another result"
 
 
+def test_references_are_run_before_the_run(sandbox: Sandbox) -> None:
+    grader = CodeGrader(sandbox)
+    one, none = example(SORTED_42 | {"reference": RIGHT}), example(SORTED_42)
+    grader.check([none, one, none])
+    wrong = example(SORTED_42 | {"reference": "def sort_42(n): return [42] + n"})
+    wrong = dataclasses.replace(wrong, id="9", metadata={**wrong.metadata, "calls": CALLS[1:] + CALLS[:1]})
+    with pytest.raises(
+        ProblemError, match=r"example '9' of 'code': metadata: reference fails .* test 2: another resul"
+    ):
+        grader.check([one, none, wrong])
+
+
+def test_references_that_are_run_are_spread_evenly() -> None:
+    ran = []
+
+    class Notes:
+        limits = Limits()
+
+        def run(self, command: Any, files: Any, stdin: bytes = b"", limits: Any = None) -> Outcome:
+            ran.append(files["solution.py"].decode())
+            return Outcome("exited", 0, None, b"42", b"", 0.0, 0.0)
+
+    stdio = [{"input": "", "output": "42"}]
+    CodeGrader(Notes()).check(example({"stdio": stdio, "reference": f"{i} + 1"}) for i in range(128))
+    assert sorted(ran[1:]) == sorted(f"{i} + 1" for i in range(0, 128, 2))  # the first is the language's own
+
+
 @pytest.mark.parametrize(("cpu", "wall", "passed"), [(1.0, 1.0, 8), (0.1, 9.0, 7), (0.7, 6.0, 10)])
 def test_many_tests_share_a_bound(cpu: float, wall: float, passed: int) -> None:
     class Slow:
@@ -278,7 +306,8 @@ def test_tests_that_cannot_be_used_are_named(metadata: dict[str, Any], message: 
     [
         ({"stdio": [{"input": "", "output": "1"}], "language": "cobol"}, [], "language 'cobol' is not one of"),
         ({"stdio": [{"input": "", "output": "1"}], "language": "cpp"}, ["lint"], "the measure lint is for python"),
-        (SORTED_42, ["speed"], "reference must be a program's text for the measure speed, got None"),
+        (SORTED_42 | {"reference": ["def"]}, [], "reference must be a program's text, got \\['def'\\]"),
+        (SORTED_42, ["speed"], "reference must be a program's text, got None; the measure"),
         ({"stdio": [{"input": "", "output": "é" * 200_000}]}, [], "prints 400000 bytes, the sandbox's output_bytes is"),
         ({"calls": [{"args": [], "expected": "a" * 300_000}], "function": "f"}, [], "prints 300015 bytes, the sandbox"),
     ],

@@ -281,6 +281,9 @@ EGGS = "An egg costs $2. She sells 9 of them within 3 hours. "
         ("60", "60 h", SPEED, False),
         ("5", "5 m", "How many meters?", True),
         ("5", "5 m", "How many minutes?", False),
+        ("5", "5 m", "Find the length of the rod in $m$.", True),
+        ("5", "5 m", "Give the length in m. It is a whole number.", True),
+        ("45", r"45^\circ", "The vertices in C are far apart. Find the angle, which is less than 90 degrees.", True),
         ("20", r"20^\circ C", "Give the temperature in degrees Celsius.", True),
         ("20", r"20^\circ F", "Give the temperature in degrees Celsius.", False),
         ("18", r"\$18", EGGS + "How much does she make?", True),
@@ -294,6 +297,13 @@ def test_only_the_unit_that_a_question_asks_for_may_be_added(
     gold: str, answer: str, question: str, right: bool
 ) -> None:
     assert compare(gold, answer, question)[0] == (RIGHT if right else WRONG)
+
+
+@given(st.text(alphabet="in howmanycm/$^2?. 多少厘米", max_size=40))
+def test_any_question_may_be_asked(question: str) -> None:
+    assert compare("5", "6 cm", question)[0] == WRONG
+    for before in ("How many", "in", "In $", "how many in"):
+        assert compare("5", "6 cm", f"{before} {question}")[0] == WRONG
 
 
 def test_the_question_says_in_which_order_names_stand() -> None:

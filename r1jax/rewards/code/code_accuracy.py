@@ -11,6 +11,7 @@ machine is taken for one of those.
 
 from __future__ import annotations
 
+import concurrent.futures
 import dataclasses
 import functools
 import json
@@ -36,6 +37,8 @@ from r1jax.rewards.isolation.sandbox import Limits, Outcome, SandboxUnavailableE
 from r1jax.types import Example, Score, Status
 
 MEASURES = frozenset({"lint", "runs", "speed"})  # beside accuracy
+REFERENCES = 64  # are run before a run starts
+REFERENCES_TOGETHER = 4
 RUNS_TOGETHER = 8  # the tests of a problem may together take the time of so many runs at their limit
 
 
@@ -295,27 +298,48 @@ class CodeGrader:
                 raise ProblemError(f"a right program prints {longest} bytes, the sandbox's output_bytes is {room}")
             if "lint" in self.measures and problem.language != "python":
                 raise ProblemError(f"language: the measure lint is for python, got {problem.language!r}")
-            if "speed" in self.measures:
+            if "speed" in self.measures or example.metadata.get("reference") is not None:
                 _reference(example)
         except ProblemError as error:
-            raise ProblemError(f"example {example.id!r} of {example.task!r}: metadata: {error}") from error
+            raise _about(example, str(error)) from error
 
     def check(self, examples: Iterable[Example]) -> None:
-        """What a run should know before it starts: every problem is usable, and its languages and ruff are there.
+        """What a run should know before it starts: every problem is usable, its languages and ruff are there, and
+        reference programs pass.
+
+        Of the examples with a `reference` in their metadata at most 64, spread evenly, have it run against all of their
+        tests, under the runner's limits.
 
         Raises:
-          ProblemError: an example cannot be graded.
+          ProblemError: an example cannot be graded, or its reference fails a test.
           SandboxUnavailableError: programs of a language cannot be run.
           LintUnavailableError: lint is asked for, without ruff.
         """
         if "lint" in self.measures:
             check_lint()
         seen: set[str] = set()
+        referred = []
         for example in examples:
             self.check_problem(example)
             seen.add(self._problem(example).language)
+            if example.metadata.get("reference") is not None:
+                referred.append(example)
         for name in sorted(seen):
             check_language(name, self._runner, self._languages)
+        count = min(len(referred), REFERENCES)
+        spread = [referred[i * len(referred) // count] for i in range(count)]
+        with concurrent.futures.ThreadPoolExecutor(REFERENCES_TOGETHER) as pool:
+            try:
+                for _ in pool.map(self._check_reference, spread):
+                    pass
+            except (ProblemError, SandboxUnavailableError):
+                pool.shutdown(cancel_futures=True)
+                raise
+
+    def _check_reference(self, example: Example) -> None:
+        verdict = run_tests(_reference(example), self._problem(example), self._runner, self._languages)
+        if not verdict.right:
+            raise _about(example, f"reference fails its own tests: {verdict.reason}")
 
     def _problem(self, example: Example) -> CodeProblem:
         problem = parse_problem(example.metadata)
@@ -372,8 +396,12 @@ class CodeGrader:
 def _reference(example: Example) -> str:
     reference = example.metadata.get("reference")
     if not isinstance(reference, str) or not reference.strip():
-        raise ProblemError(f"reference must be a program's text for the measure speed, got {reference!r:.60}")
+        raise ProblemError(f"reference must be a program's text, got {reference!r:.60}; the measure speed needs one")
     return reference
+
+
+def _about(example: Example, problem: str) -> ProblemError:
+    return ProblemError(f"example {example.id!r} of {example.task!r}: metadata: {problem}")
 
 
 def _lint(program: str, problem: CodeProblem) -> Score:

@@ -31,10 +31,13 @@ def _plain(question: str) -> str:
 
 
 def _unit_in_front(text: str) -> Unit | None:
-    """The unit with which a text begins, of as many words as possible."""
-    words = [word.strip(".\\") for word in text.replace("$", " ").split()[:_MOST_WORDS]]
+    """The unit with which a text begins, of as many words as possible; a single letter only where it ends there."""
+    sentence = re.split(r"\.(?:\s|$)", text.replace("$", " "))[0]
+    words = [word.strip("\\") for word in sentence.split()[:_MOST_WORDS]]
+    if not words or words[0] == "in" or (len(words[0]) == 1 < len(words) and words[1] not in ("/", "*")):
+        return None
     for count in range(len(words), 0, -1):
-        if words[0] != "in" and (unit := parse_unit(" ".join(words[:count]))) is not None:
+        if (unit := parse_unit(" ".join(words[:count]))) is not None:
             return unit
     return None
 
