@@ -366,6 +366,12 @@ def test_a_result_that_json_cannot_hold_fails_its_own_test(sandbox: Sandbox) -> 
     assert (verdict.passed, verdict.reason) == (1, "test 2: a result that JSON cannot hold: set")
 
 
+def test_a_result_with_a_key_twice_equals_nothing(sandbox: Sandbox) -> None:
+    expected = {"1": 2}
+    assert solved("def f(x): return {1: x}", sandbox, ([2], expected)).right
+    assert solved("def f(x): return {1: 3, '1': x}", sandbox, ([2], expected)).reason == "test 1: another result"
+
+
 @pytest.mark.parametrize(
     "program",
     [
@@ -409,12 +415,19 @@ def test_values_and_outputs_by_hand() -> None:
     assert not same_value(float("nan"), float("nan"))
     assert not same_value({"a": 1}, {"a": 1, "b": 2})
     assert not same_value("1", 1)
+    assert not same_value(0, 1e-10)
+    assert not same_value(1e-10, 0.0)
+    assert same_value(1.0000005e-10, 1e-10)
+    assert same_value(6.1e-17, 0.0)  # the cosine of a right angle
     assert same_value(2.0, 2)
     assert not same_value(1e17, 10**17 + 1)  # a large integer by way of floats
     assert not same_value(10**400, 1.5)
     assert not same_value(1.5, 10**400)
     assert same_output("1 \n2\n\n", "1\n2")
     assert not same_output("1\n\n2", "1\n2")
+    assert same_output("1\v\f\t\r\n", "1")
+    assert not any(same_output("1" + blank, "1") for blank in "\u3000\x1c\x85\xa0\u2028")
+    assert not same_output("0.50", "0.5")
 
 
 def test_speed_by_hand() -> None:

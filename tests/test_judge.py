@@ -42,7 +42,7 @@ GOOD = [
     (NO, False),
     (f"Let me see.\n```json\n{NO}\n```\n", False),
     (f"<think>perhaps {YES}</think>\n{NO}", False),
-    (f"A draft: {YES} but on reflection\n{NO} \n", False),
+    (f"A draft: {NO} and on reflection the same:\n{NO} \n", False),
     (f"the fraction \\frac{{1}}{{2}}, the set {{1, 2}}: {YES}", True),
     ('{"correctness": "correct", "analysis": "", "confidence": 1}', True),
     (json.dumps({"analysis": f"it says {YES}", "correctness": "incorrect"}), False),  # a quotation, escaped
@@ -69,6 +69,10 @@ BAD = [
     f'{{"confidence": "high", "analysis": "it says {YES}',
     f'{{"analysis": "a",, "correctness": "incorrect"}}\n{YES}',
     f"<think>{YES}",
+    f"A draft: {YES} but on reflection\n{NO}",  # which one is meant is a guess
+    f"{NO} The prediction says: {YES}",
+    f"It says {{ and then {YES}",  # the object may stand inside
+    f'{{"correctness": "unsure"}} {YES}',
     '{"a":' * 100_000,
 ]
 
@@ -294,9 +298,10 @@ def test_settings_that_cannot_be_are_named():
         ({"kind": "oracle"}, r"kind: 'oracle' is not one of \['endpoint', 'sampler'\]"),
         ({"kind": "sampler"}, "path: is empty"),
         ({"url": ""}, "url: ''; an address"),
-        ({"times": 3}, "times: 3; an even number"),
-        ({"kind": "sampler", "path": "p", "batch_size": 0}, "batch_size: 0; at least 1"),
-        ({"kind": "sampler", "path": "p", "temperature": -1.0}, "temperature: -1.0; 0 or more"),
+        ({"kind": "sampler", "path": "p", "url": "", "model": "", "batch_size": 0}, "batch_size: 0; at least 1"),
+        ({"kind": "sampler", "path": "p", "url": "", "model": "", "temperature": -1.0}, "temperature: -1.0; 0 or more"),
     ):
         with pytest.raises(ValueError, match=message):
             JudgeConfig(**{"url": "http://h/v1", "model": "m", **fields})
+    with pytest.raises(ValueError, match="times: 3; an even number"):
+        PairwiseJudge(Scripted(lambda _: YES), times=3)

@@ -27,6 +27,7 @@ class Length:
     [
         ("<think>\nhm\n</think>\n\nHello. \n", "Hello."),
         ("<think>hm</think> <answer> Hello. </answer>", "Hello."),
+        ("<think>hm</think> You fool. <answer>Hello.</answer> Go away.", "You fool. Hello. Go away."),
         ("hm</think>Hello.", "Hello."),  # the prompt had opened the thought
         ("<think>a</think>b</think>Hello.", "Hello."),
         ("<think>hm", None),

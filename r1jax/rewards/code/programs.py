@@ -10,7 +10,10 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from r1jax.rewards.answer import SPACE
+
 RELATIVE_TOLERANCE = 1e-6  # of floats among results, as the online judges that these problems come from allow
+ALMOST_ZERO = 1e-12  # floats up to this size are all taken for zero: what rounding leaves of a difference
 _FENCE = re.compile(r"([ \t]*)(`{3,})([^`]*)")  # indentation, the fence itself, what stands behind it
 
 
@@ -187,27 +190,29 @@ def is_python(program: str) -> bool:
 
 
 def same_output(printed: str, expected: str) -> bool:
-    """Whether two texts have the same lines; blanks at the ends of lines and empty lines at the end do not count."""
+    """Whether two texts have the same lines; ASCII white space at the ends of lines and empty lines at the end do not
+    count. They are compared as texts: there is no tolerance for numbers, 0.50 is not 0.5."""
     return _lines(printed) == _lines(expected)
 
 
 def _lines(text: str) -> list[str]:
-    lines = [line.rstrip() for line in text.replace("\r\n", "\n").split("\n")]
+    lines = [line.rstrip(SPACE) for line in text.replace("\r\n", "\n").split("\n")]
     while lines and not lines[-1]:
         lines.pop()
     return lines
 
 
 def same_value(value: Any, expected: Any) -> bool:
-    """Whether two values out of JSON are equal: numbers within RELATIVE_TOLERANCE where a float is expected, else
-    exactly (2.0 is 2); true is not 1, NaN equals nothing."""
+    """Whether two values out of JSON are equal: numbers within RELATIVE_TOLERANCE, or both ALMOST_ZERO, where a float
+    is expected, else exactly (2.0 is 2); true is not 1, NaN equals nothing."""
     if isinstance(value, bool) or isinstance(expected, bool):
         return value is expected
     if isinstance(value, (int, float)) and isinstance(expected, int):
         return value == expected
     if isinstance(value, (int, float)) and isinstance(expected, float):
         try:
-            return math.isclose(value, expected, rel_tol=RELATIVE_TOLERANCE, abs_tol=RELATIVE_TOLERANCE * 1e-3)
+            both_zero = max(abs(value), abs(expected)) <= ALMOST_ZERO
+            return both_zero or math.isclose(value, expected, rel_tol=RELATIVE_TOLERANCE)
         except OverflowError:  # an integer beyond every float
             return False
     if type(value) is not type(expected):

@@ -218,33 +218,49 @@ def _after_thought(text: str) -> str | None:
     return None if THINK_OPEN in said else said
 
 
+def _stays_open(text: str) -> bool:
+    """Whether a brace opens that is not closed."""
+    depth = 0
+    for brace in re.findall("[{}]", text):
+        depth = depth + 1 if brace == "{" else max(0, depth - 1)
+    return depth > 0
+
+
 def parse_verdict(text: str) -> Verdict | None:
     """The verdict that a reply ends with: a JSON object with `correctness`; None where there is none.
 
     It must have an `analysis` that is text and a `correctness` that is "correct" or "incorrect", and no key twice.
     Anything may stand before it (thinking, a draft), but only white space and the end of a code fence after it: else it
     may be a quotation of the prediction. For the same reason there is no verdict where any object begins that is not
-    valid JSON: what follows may stand inside it.
+    valid JSON or a brace before it stays open (what follows may stand inside), and where two objects have a
+    `correctness` that differs: which one the judge means is not to be guessed.
     """
     said = _after_thought(text)
     if said is None:
         return None
     said = said.rstrip(SPACE).removesuffix("```").rstrip(SPACE)
-    found, place, end = None, -1, 0
+    objects: list[dict[str, Any]] = []
+    place, end, outside = -1, 0, ""
     while (place := said.find("{", place + 1)) >= 0:
         try:
-            found, end = _DECODER.raw_decode(said, place)
+            found, after = _DECODER.raw_decode(said, place)
         except RecursionError:
             return None
         except ValueError:
             if _OBJECT_BEGINS.match(said, place):
                 return None
             continue
+        objects.append(found)
+        outside, end = outside + said[end:place], after
         place = end - 1
-    if found is None or end != len(said) or not isinstance(found.get("analysis"), str):
+    if not objects or end != len(said) or _stays_open(outside) or not isinstance(objects[-1].get("analysis"), str):
         return None
-    if found.get("correctness") not in ("correct", "incorrect"):
+    answers = [found["correctness"] for found in objects if "correctness" in found]
+    if "correctness" not in objects[-1] or answers[-1] not in ("correct", "incorrect"):
         return None
+    if any(answer != answers[-1] for answer in answers):
+        return None
+    found = objects[-1]
     return Verdict(found["correctness"] == "correct", found["analysis"])
 
 
