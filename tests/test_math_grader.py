@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from r1jax.rewards import workers
 from r1jax.rewards.combine import RewardConfig, summarize
 from r1jax.rewards.grading import open_grading
 from r1jax.rewards.mathematics.math_grader import MathGrader
@@ -128,7 +129,7 @@ def test_an_answer_that_takes_too_long_is_wrong_where_its_reference_is_graded_in
             time.sleep(0.01)
         time.sleep(0.2)
         os.kill(grader.pool.process_ids()[0], signal.SIGKILL)
-        assert score.result().reason.startswith("the answer is too much to compare: the grading process died")
+        assert score.result().reason == "the answer takes too long to compare: more than 1 s"  # asked once more
         assert grader(formed("2"), example(HANGS)).status is Status.TIMED_OUT
 
 
@@ -149,3 +150,24 @@ def test_only_the_comparison_that_needs_processes_opens_some() -> None:
     for fields, message in (({"grading_seconds": 0.0}, "grading_seconds"), ({"grading_workers": 0}, "grading_workers")):
         with pytest.raises(ValueError, match=message):
             RewardConfig(comparison="expressions", **fields)  # type: ignore[arg-type]
+
+
+def test_an_answer_whose_process_somebody_else_ended_is_graded_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tool that broke is no fault of the answer; an answer that ends its process every time is wrong."""
+    with MathGrader(workers=1, seconds=30) as grader:
+        asked: list[str] = []
+        original = workers.WorkerPool._run_at
+
+        def killed(self: workers.WorkerPool, place: int, arguments: list[str]) -> workers.Outcome:
+            asked.append(arguments[1])
+            if (arguments[1] == "x + 0 + y" and asked.count("x + 0 + y") == 1) or arguments[1] == "x + y + y":
+                return workers.Outcome(workers.Ending.CRASHED, reason="the grading process died with exit status -9")
+            return original(self, place, arguments)
+
+        monkeypatch.setattr(workers.WorkerPool, "_run_at", killed)
+        assert grader(formed("x + 0 + y"), example("x+y")) == Score(1.0)
+        assert asked == ["x + 0 + y", "1", "x + 0 + y"]
+        wrong = grader(formed("x + y + y"), example("x+y"))
+        assert wrong.graded
+        assert wrong.value == 0.0
+        assert "too much to compare" in wrong.reason

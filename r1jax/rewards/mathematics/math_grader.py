@@ -13,6 +13,7 @@ import collections
 import re
 import threading
 from concurrent.futures import Future
+from functools import partial
 from types import TracebackType
 
 from r1jax.rewards.answer import extract_final_answer
@@ -62,6 +63,10 @@ class MathGrader:
                 graded = Score(0.0, reason="the answer is not one value")
             score.set_result(graded)
 
+        def grade_again(reference: Outcome, last: Future[Outcome]) -> None:
+            if not _passed_on(last, score):
+                grade(last, reference)
+
         def finish(done: Future[Outcome]) -> None:
             if _passed_on(done, score):
                 return
@@ -75,8 +80,17 @@ class MathGrader:
                 return
 
             def decide(alone: Future[Outcome]) -> None:
-                if not _passed_on(alone, score):
+                if _passed_on(alone, score):
+                    return
+                if done.result().ending is not Ending.CRASHED or not _is_usable(alone.result()):
                     grade(done, alone.result())
+                    return
+                try:  # once more: somebody else may have ended the process
+                    again = self.pool.submit(gold, stated, example.question, any_order)
+                except RuntimeError as error:
+                    score.set_exception(error)
+                    return
+                again.add_done_callback(partial(grade_again, alone.result()))
 
             reference.add_done_callback(decide)
 
@@ -130,9 +144,14 @@ def _passed_on(done: Future[Outcome], score: Future[Score]) -> bool:
     return True
 
 
+def _is_usable(reference: Outcome) -> bool:
+    """Whether a plain answer to a reference could be graded."""
+    return reference.ending is Ending.DONE and reference.value[0] != UNGRADABLE
+
+
 def _score(outcome: Outcome, reference: Outcome | None) -> Score:
     """The score of an answer; `reference` is what became of a plain answer, where that had to be found out."""
-    if reference is not None and reference.ending is Ending.DONE and reference.value[0] != UNGRADABLE:
+    if outcome.ending is not Ending.DONE and reference is not None and _is_usable(reference):
         late = outcome.ending is Ending.TIMED_OUT
         return Score(
             0.0, reason=f"the answer {'takes too long' if late else 'is too much'} to compare: {outcome.reason}"
