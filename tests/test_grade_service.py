@@ -30,6 +30,7 @@ from r1jax.rewards.isolation.grade_service import (
     read_token,
 )
 from r1jax.rewards.isolation.sandbox import Job, Limits, Outcome, Sandbox, SandboxUnavailableError, python_command
+from tools import grade_server
 
 ROOT = pathlib.Path(__file__).parents[1]
 TOKEN = "a-token-of-the-tests"
@@ -294,6 +295,14 @@ def test_the_tool_refuses_to_start(why, tmp_path):
     assert tried.returncode == 1
     assert ("No permissions" if why == "no isolation" else "R1JAX_GRADE_TOKEN") in tried.stderr
     assert "Traceback" not in tried.stderr
+
+
+@pytest.mark.parametrize("port", ["-1", "65536"])
+def test_a_port_that_is_none_is_named(port, monkeypatch, capsys):
+    monkeypatch.setenv("R1JAX_GRADE_TOKEN", TOKEN)
+    monkeypatch.setattr(sys, "argv", ["grade_server", f"--port={port}"])
+    assert grade_server.main() == 1
+    assert capsys.readouterr().err == f"ValueError: --port: {port}; 0 to 65535\n"
 
 
 @isolated

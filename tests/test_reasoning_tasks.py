@@ -6,9 +6,10 @@ import sys
 import pytest
 
 from r1jax.data import reasoning_tasks
-from r1jax.data.reasoning_tasks import make_examples, verify
+from r1jax.data.reasoning_tasks import grade_in_worker, make_examples, verify, worker_arguments
 from r1jax.data.sources import SourceConfig, check_disjoint, make_source, question_hash, split_of
-from r1jax.types import Example, Status
+from r1jax.rewards.workers import Ending, WorkerPool
+from r1jax.types import Example, Score, Status
 
 CHAIN = {"min_terms": 2, "max_terms": 3, "min_digits": 1, "max_digits": 2}
 
@@ -117,6 +118,24 @@ class TestWithLibrary:
             make_examples("chain_sum", tiny, 900, seed=0, key=question_hash)
         with pytest.raises(ValueError, match="size: 0 questions"):
             make_source(SourceConfig("reasoning_gym", task="chain_sum"))
+
+    @pytest.mark.parametrize("task", ["chain_sum", "rearc", "prime_factorization", "spell_backward"])
+    def test_a_worker_says_the_same(self, task):
+        (example,) = make_examples(task, {}, 1, seed=0, key=question_hash)
+        for answer in (example.answer, example.answer[:-1] + "#", "7", None):
+            for partial_credit in (True, False):
+                sent = json.loads(json.dumps(worker_arguments(example, answer, partial_credit)))
+                value, status, reason = json.loads(json.dumps(grade_in_worker(*sent)))
+                assert Score(value, Status(status), reason) == verify(example, answer, partial_credit)
+        assert verify(example, example.answer).value == 1.0
+
+    def test_a_verifier_without_end_is_ended(self):
+        (example,) = make_examples("coin_flip", {}, 1, seed=0, key=question_hash)
+        with WorkerPool(grade_in_worker, size=1, timeout_seconds=3.0) as pool:
+            answers = [example.answer, "1e999999999", example.answer]
+            first, endless, last = pool.map(worker_arguments(example, answer) for answer in answers)
+        assert first.value == last.value == [1.0, "graded", ""]
+        assert endless.ending is Ending.TIMED_OUT
 
     def test_an_example_of_another_source_is_refused(self):
         with pytest.raises(ValueError, match="example 'a' of task 'chain_sum' is not one of reasoning-gym"):

@@ -19,6 +19,8 @@ import sys
 from r1jax.rewards.isolation.grade_service import MAX_BODY_BYTES, MAX_CONNECTIONS, PORT, GradeServer, read_token
 from r1jax.rewards.isolation.sandbox import Sandbox, SandboxUnavailableError
 
+LAST_PORT = 2**16 - 1
+
 
 def make_token(path: pathlib.Path) -> None:
     """Writes a new token to `path`, which must not exist."""
@@ -37,6 +39,8 @@ def main() -> int:
     parser.add_argument("--max_connections", type=int, default=MAX_CONNECTIONS, help=f"({MAX_CONNECTIONS})")
     arguments = parser.parse_args()
     try:
+        if not 0 <= arguments.port <= LAST_PORT:
+            raise ValueError(f"--port: {arguments.port}; 0 to {LAST_PORT}")
         if arguments.token_file is not None and not arguments.token_file.exists():
             make_token(arguments.token_file)
             print(f"made a token in {arguments.token_file}")

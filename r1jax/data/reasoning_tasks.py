@@ -6,12 +6,14 @@ repeat theirs anyway: questions are kept distinct, and splits are made by a hash
 
 from __future__ import annotations
 
+import base64
 import copy
 import dataclasses
 import difflib
 import functools
 import inspect
 import json
+import pickle
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -20,6 +22,7 @@ from typing import Any
 from r1jax.types import Example, Score, Status
 
 PREFIX = "reasoning_gym/"  # of Example.task
+_NO_ANSWER = "no answer"
 # Calls that run a text as a program; sympy's parser is eval behind a tokenizer.
 _RUNS_TEXT = re.compile(r"(?<![\w.])(?:eval|exec)\s*\(|\b(?:parse_expr|sympify)\s*\(")
 
@@ -160,12 +163,51 @@ def verify(example: Example, answer: str | None, partial_credit: bool = False) -
       The score. A verifier that fails on the answer, yet accepts the reference answer, cannot read the answer, which is
       then wrong; one that fails or refuses the reference answer too grades nothing (UNGRADABLE).
     """
+    check_example(example)
+    if answer is None:
+        return Score(0.0, reason=_NO_ANSWER)
+    name, params = example.task.removeprefix(PREFIX), example.metadata["params"]
+    return _score(
+        _verifier(name, json.dumps(params, sort_keys=True)), example.metadata["entry"], answer, partial_credit
+    )
+
+
+def worker_arguments(example: Example, answer: str | None, partial_credit: bool = False) -> tuple[Any, ...]:
+    """The arguments of `grade_in_worker`, all of them values that JSON holds.
+
+    The entry goes as a pickle in base 64: JSON would make lists of its tuples, and the verifiers of `arc_agi` and
+    `rearc` then refuse the reference answer.
+    """
+    check_example(example)
+    entry = base64.b64encode(pickle.dumps(example.metadata["entry"])).decode("ascii")
+    return example.task.removeprefix(PREFIX), example.metadata["params"], entry, answer, partial_credit
+
+
+def grade_in_worker(
+    name: str, params: dict[str, Any], entry: str, answer: str | None, partial_credit: bool
+) -> tuple[float, str, str]:
+    """What `verify` says, as (value, the status's value, reason), for a pool of processes that has a time limit:
+    answers like "1e999999999" keep some verifiers busy for ever. Only for `worker_arguments` of the caller's own: a
+    pickle can run anything."""
+    if answer is None:
+        return 0.0, Status.GRADED.value, _NO_ANSWER
+    unpacked = pickle.loads(base64.b64decode(entry))
+    score = _score(_verifier(name, json.dumps(params, sort_keys=True)), unpacked, answer, partial_credit)
+    return score.value, score.status.value, score.reason
+
+
+def prepare_worker() -> None:
+    """Imports the tasks, which takes seconds, before the first item's time runs."""
+    _library()
+
+
+def check_example(example: Example) -> None:
+    """ValueError for an example that is not from `make_examples`."""
     if not example.task.startswith(PREFIX) or "entry" not in example.metadata:
         raise ValueError(f"example {example.id!r} of task {example.task!r} is not one of reasoning-gym")
-    if answer is None:
-        return Score(0.0, reason="no answer")
-    entry = example.metadata["entry"]
-    dataset = _verifier(example.task.removeprefix(PREFIX), json.dumps(example.metadata["params"], sort_keys=True))
+
+
+def _score(dataset: Any, entry: Mapping[str, Any], answer: str, partial_credit: bool) -> Score:
     value, problem = _grade(dataset, answer, entry)
     if problem:
         reference, _ = _grade(dataset, entry.get("answer"), entry)
