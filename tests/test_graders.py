@@ -134,3 +134,19 @@ def test_only_what_the_mixes_name_is_opened() -> None:
     assert grading.needed_models(RewardConfig()) == set()
     general = {"chat": {"comparison": "none", "accuracy": 0.0, "helpfulness": 1.0}}
     assert grading.needed_models(RewardConfig(domains=general)) == {"helpfulness"}
+
+
+def test_a_verifier_that_never_ends_is_ended_and_its_answer_is_wrong() -> None:
+    """coin_flip reads answers as fractions: this one would have a thousand million digits."""
+    pytest.importorskip("reasoning_gym")
+    source = source_of("source", SourceConfig(kind="reasoning_gym", task="coin_flip", size=1))
+    rewards, mesh = RewardConfig(grading_seconds=3.0, grading_workers=1), make_mesh(MeshConfig())
+    policy = Policy(get_preset("tiny_mla_moe"), {}, ByteTokenizer())
+    with stage_grading(rewards, HERE, mesh, policy, DecodingConfig()) as opened:
+        batch = opened.begin()
+        for i, answer in enumerate((source[0].answer, "1e999999999", "0.123")):
+            batch.add(i, render_completion("so", answer), [], source[0])
+        accuracies = [score.parts["accuracy"] for score in batch.scores()]
+    assert [accuracy.value for accuracy in accuracies] == [1.0, 0.0, 0.0]
+    assert all(accuracy.graded for accuracy in accuracies)
+    assert accuracies[1].reason == "the verifier cannot read the answer: more than 3 s"

@@ -77,7 +77,7 @@ class Verifiers:
         else nothing can be said.
         """
         outcome = self._submit(example, answer)
-        return lambda: self._score(example, outcome.result())
+        return lambda: self._score(example, answer, outcome.result())
 
     def _submit(self, example: Example, answer: str) -> Future[Outcome]:
         if self._pool is None:
@@ -85,11 +85,16 @@ class Verifiers:
             self._pool = WorkerPool(reasoning_tasks.grade_in_worker, rewards.grading_workers, rewards.grading_seconds)
         return self._pool.submit(*reasoning_tasks.worker_arguments(example, answer, self._rewards.partial_credit))
 
-    def _score(self, example: Example, outcome: Outcome) -> Score:
+    def _score(self, example: Example, answer: str, outcome: Outcome) -> Score:
         if outcome.ending is Ending.DONE:
             value, status, reason = outcome.value
             return Score(value, Status(status), reason)
-        if outcome.ending is not Ending.FAILED and self._submit(example, example.answer).result().ending is Ending.DONE:
+        if outcome.ending is Ending.CRASHED:  # once more: somebody else may have ended the process
+            outcome = self._submit(example, answer).result()
+            if outcome.ending is Ending.DONE:
+                return self._score(example, answer, outcome)
+        reference = self._submit(example, example.answer).result()
+        if outcome.ending is not Ending.FAILED and reference.ending is Ending.DONE:
             return Score(0.0, reason=f"the verifier cannot read the answer: {outcome.reason}")
         status = Status.TIMED_OUT if outcome.ending is Ending.TIMED_OUT else Status.UNGRADABLE
         return Score(0.0, status, outcome.reason)
