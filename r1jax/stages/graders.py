@@ -79,7 +79,7 @@ class Verifiers:
         outcome = self._submit(example, answer)
         return lambda: self._score(example, answer, outcome.result())
 
-    def _submit(self, example: Example, answer: str) -> Future[Outcome]:
+    def _submit(self, example: Example, answer: str | None) -> Future[Outcome]:
         if self._pool is None:
             rewards = self._rewards
             self._pool = WorkerPool(reasoning_tasks.grade_in_worker, rewards.grading_workers, rewards.grading_seconds)
@@ -93,8 +93,8 @@ class Verifiers:
             outcome = self._submit(example, answer).result()
             if outcome.ending is Ending.DONE:
                 return self._score(example, answer, outcome)
-        reference = self._submit(example, example.answer).result()
-        if outcome.ending is not Ending.FAILED and reference.ending is Ending.DONE:
+        reference = self._submit(example, example.metadata["entry"].get("answer")).result()
+        if outcome.ending is not Ending.FAILED and reference.ending is Ending.DONE and reference.value[0] == 1.0:
             return Score(0.0, reason=f"the verifier cannot read the answer: {outcome.reason}")
         status = Status.TIMED_OUT if outcome.ending is Ending.TIMED_OUT else Status.UNGRADABLE
         return Score(0.0, status, outcome.reason)
