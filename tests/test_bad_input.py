@@ -150,7 +150,7 @@ FIELDS: list[tuple[str, dict[str, Any], str]] = [
     (
         "unknown kind of source",
         {"r1_zero": {"source": {"kind": "json"}}},
-        "steps[r1_zero].config.source: kind: 'json' is not one of tasks, reasoning_gym, jsonl, parquet",
+        "steps[r1_zero].config.source: kind: 'json' is not one of tasks, programs, reasoning_gym, jsonl, parquet",
     ),
     (
         "minibatches that do not divide",

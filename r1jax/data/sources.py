@@ -153,10 +153,11 @@ def _answer(row: Mapping[str, Any], columns: ColumnMapping, where: str) -> str:
 def _to_example(row: Any, columns: ColumnMapping, task: str, where: str, default_id: str) -> Example:
     if not isinstance(row, Mapping):
         raise DataError(f"{where}: a row must be an object with named columns, this is {type(row).__name__}")
+    answer = _answer(row, columns, where) if columns.answer else ""
     return Example(
         id=_text(row, columns.id, where) if columns.id else default_id,
         question=_text(row, columns.question, where),
-        answer=_answer(row, columns, where) if columns.answer else "",
+        answer=answer,
         task=task,
         language=_text(row, columns.language, where) if columns.language else columns.default_language,
         domain=_text(row, columns.domain, where) if columns.domain else columns.default_domain,
