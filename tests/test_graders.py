@@ -21,7 +21,7 @@ from r1jax.rewards.combine import RewardConfig
 from r1jax.rewards.isolation.sandbox import Sandbox, SandboxUnavailableError
 from r1jax.rewards.judges.judge import JudgeConfig
 from r1jax.rollout import DecodingConfig
-from r1jax.settings import ConfigError
+from r1jax.settings import ConfigError, from_config
 from r1jax.sharding import MeshConfig, make_mesh
 from r1jax.stages.checks import source_of
 from r1jax.stages.graders import check_rewards, stage_grading
@@ -150,3 +150,19 @@ def test_a_verifier_that_never_ends_is_ended_and_its_answer_is_wrong() -> None:
     assert [accuracy.value for accuracy in accuracies] == [1.0, 0.0, 0.0]
     assert all(accuracy.graded for accuracy in accuracies)
     assert accuracies[1].reason == "the verifier cannot read the answer: more than 3 s"
+
+
+@isolated
+def test_another_language_is_a_line_of_the_config() -> None:
+    shell = {"source": "p.sh", "hello": "echo 42", "command": ["sh", "p.sh"]}
+    rewards = from_config(RewardConfig, {"comparison": "code", "format": 0.0, "code": {"languages": {"sh": shell}}})
+    tests = {"language": "sh", "stdio": [{"input": "3\n", "output": "6"}, {"input": "5\n", "output": "10"}]}
+    doubled = Example("d", "double it", "", "doubling", metadata=tests)
+    check_rewards(rewards, {"source": [doubled]}, HERE)
+    with grading.open_grading(rewards) as opened:
+        batch = opened.begin()
+        batch.add(0, "<answer>read x; echo $((x * 2))</answer>", [], doubled)
+        batch.add(1, "<answer>echo 6</answer>", [], doubled)
+        assert [score.total for score in batch.scores()] == [1.0, 0.0]
+    with pytest.raises(DataError, match="language 'rust' is not one of"):
+        check_rewards(rewards, {"source": [dataclasses.replace(doubled, metadata={**tests, "language": "rust"})]}, HERE)
