@@ -1,6 +1,6 @@
 """The graders of a stage: opened once, checked before the work starts, and asked as completions finish.
 
-Every part of the reward that needs time goes to its own helper at once (processes for mathematics, sandboxes for
+Every part of the reward that needs time starts at once, in workers of its own (processes for mathematics, sandboxes for
 programs, requests to a judge), so that grading goes on while the sampler draws. What a model of this process has to say
 (a judge or a reward model on the same accelerator) waits for the whole batch.
 """
