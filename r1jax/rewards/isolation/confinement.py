@@ -210,7 +210,8 @@ def _python() -> tuple[list[tuple[str, str]], list[str]]:
         binds = [(f"{sys.base_prefix}/{folder}", f"/python/{folder}")]
     binds.append((interpreter, PYTHON))
     shared = pathlib.Path(sysconfig.get_config_var("LIBDIR") or "/", sysconfig.get_config_var("INSTSONAME") or "")
-    if sysconfig.get_config_var("Py_ENABLE_SHARED") and shared.is_file() and not shared.is_relative_to("/usr/lib"):
+    readable = os.access(shared, os.R_OK)  # not so for an interpreter that was moved
+    if sysconfig.get_config_var("Py_ENABLE_SHARED") and readable and not shared.is_relative_to("/usr/lib"):
         binds.append((str(shared), str(shared)))  # the interpreter may know its library by this path only
     folders = ("site-packages", "dist-packages")
     packages = [f"/python/{place}/{name}" for name in folders if pathlib.Path(library, name).is_dir()]
