@@ -17,6 +17,7 @@ import threading
 import time
 
 import pytest
+from test_sandbox import isolated
 
 from r1jax.rewards.isolation import confinement
 from r1jax.rewards.isolation.grade_service import (
@@ -34,18 +35,6 @@ from tools import grade_server
 
 ROOT = pathlib.Path(__file__).parents[1]
 TOKEN = "a-token-of-the-tests"
-
-
-def unavailable() -> str:
-    try:
-        Sandbox().check()
-    except SandboxUnavailableError as error:
-        return str(error)
-    return ""
-
-
-REASON = unavailable()
-isolated = pytest.mark.skipif(bool(REASON), reason=REASON)
 
 
 class Recorded:

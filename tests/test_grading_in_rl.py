@@ -58,7 +58,7 @@ def test_rl_goes_on_when_a_verifier_hangs_and_when_its_process_is_killed(
     original = workers._Worker.ask
 
     def kill_the_third_that_hangs(self: Any, arguments: list[Any], seconds: float) -> Any:
-        if arguments[0] == HANGS and len(graders) == 2:
+        if arguments[0] == HANGS:
             hung.append(self.process.pid)
             if len(hung) == 3:
                 threading.Timer(0.2, os.kill, (self.process.pid, signal.SIGKILL)).start()
@@ -66,7 +66,7 @@ def test_rl_goes_on_when_a_verifier_hangs_and_when_its_process_is_killed(
 
     monkeypatch.setattr(workers._Worker, "ask", kill_the_third_that_hangs)
     rl.run(config, folder)
-    _, grader = graders  # one that looks at the references, and one for the whole stage
+    (grader,) = graders  # one for the whole stage
     assert grader.pool._closed
     assert not any(pathlib.Path(f"/proc/{process}").exists() for process in grader.pool.process_ids())
     found = [row for row in read_rows(folder / "metrics.jsonl") if "right/accuracy" in row]

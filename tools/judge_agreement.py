@@ -34,7 +34,6 @@ NOTATIONS: tuple[Callable[[int], str], ...] = (
     lambda value: f"{value}.0",
     lambda value: f"= {value}",
 )
-CHUNK = 64  # decode steps between two growths of the cache
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -98,11 +99,6 @@ class RewardConfig:
             raise ValueError(f"grading_workers: {self.grading_workers}; at least 1")
         if self.repetition_n < 1:
             raise ValueError(f"repetition_n: {self.repetition_n}; at least 1")
-        for domain in ("", *self.domains):
-            try:
-                self.mix(domain)
-            except ValueError as error:
-                raise ValueError(f"domains.{domain}: {error}" if domain else str(error)) from error
         comparisons = {mix.comparison for mix in self.mixes}
         if (self.judge is None) == ("judge" in comparisons):
             raise ValueError("comparison 'judge' and the field judge need each other")
@@ -110,18 +106,31 @@ class RewardConfig:
             raise ValueError(f"code.server: {self.code.server!r}; no comparison is 'code', so nothing would run there")
 
     def mix(self, domain: str) -> Mix:
-        """How examples of a domain are rewarded: the common mix, with what `domains` says of this one."""
-        own = self.domains.get(domain, {})
+        """How examples of a domain are rewarded; the common mix for one that `domains` does not name."""
+        return self._by_domain.get(domain, self._by_domain[""])
+
+    @property
+    def mixes(self) -> tuple[Mix, ...]:
+        """The common mix and that of every domain."""
+        return tuple(self._by_domain.values())
+
+    @functools.cached_property  # asked for every completion
+    def _by_domain(self) -> dict[str, Mix]:
+        found = {}
+        for domain in ("", *self.domains):
+            try:
+                found[domain] = self._make_mix(self.domains.get(domain, {}))
+            except ValueError as error:
+                raise ValueError(f"domains.{domain}: {error}" if domain else str(error)) from error
+        return found
+
+    def _make_mix(self, own: Mapping[str, Any]) -> Mix:
+        """The common mix with what is `own` to a domain."""
         unknown = sorted(set(own) - {*WEIGHTS, "comparison"})
         if unknown:
             raise ValueError(f"unknown fields {unknown}; allowed: {sorted({*WEIGHTS, 'comparison'})}")
         weights = {name: own.get(name, getattr(self, name)) for name in WEIGHTS}
         return Mix(own.get("comparison", self.comparison), weights)
-
-    @property
-    def mixes(self) -> tuple[Mix, ...]:
-        """The common mix and that of every domain."""
-        return tuple(self.mix(domain) for domain in ("", *self.domains))
 
 
 # The fields above that are weights.

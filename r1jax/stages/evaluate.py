@@ -67,21 +67,20 @@ class EvaluateConfig:
 def check(config: EvaluateConfig, workdir: pathlib.Path, planned: Planned) -> None:
     """Everything that can be known to be wrong before the stage starts."""
     model, tokenizer = known_policy(config.init, workdir, planned)
-    _check_fit(config, workdir, make_mesh(config.mesh), model, tokenizer, source_of("source", config.source))
+    examples = source_of("source", config.source)
+    _check_fit(config, make_mesh(config.mesh), model, tokenizer, examples)
+    check_rewards(config.rewards, {"source": examples}, workdir)  # runs programs and asks judges: once, not in `run`
 
 
 def _check_fit(
     config: EvaluateConfig,
-    workdir: pathlib.Path,
     mesh: Mesh,
     model: ModelConfig,
     tokenizer: Tokenizer | None,
     examples: Sequence[Example],
 ) -> None:
-    sources = {"source": examples}
     check_comparable("source", config.rewards, examples)
-    check_asking(config.prompt, config.decoding, mesh, model, tokenizer, sources, config.samples)
-    check_rewards(config.rewards, sources, workdir)
+    check_asking(config.prompt, config.decoding, mesh, model, tokenizer, {"source": examples}, config.samples)
 
 
 def run(config: EvaluateConfig, workdir: pathlib.Path) -> None:
@@ -89,7 +88,7 @@ def run(config: EvaluateConfig, workdir: pathlib.Path) -> None:
     mesh = make_mesh(config.mesh)
     examples = source_of("source", config.source)
     model, tokenizer = describe_source(config.init, workdir)
-    _check_fit(config, workdir, mesh, model, tokenizer, examples)
+    _check_fit(config, mesh, model, tokenizer, examples)
     policy = load_policy(config.init, workdir, mesh)
     prompts = encode_prompts(examples, policy.tokenizer, config.prompt)
     completer = Completer(

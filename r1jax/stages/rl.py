@@ -184,7 +184,7 @@ def run(config: RLConfig, workdir: pathlib.Path) -> None:
     mesh = make_mesh(config.mesh)
     sources = sources_of(config)
     model, tokenizer = describe_source(config.init, workdir)
-    check_fit(config, workdir, mesh, sources, model, tokenizer)
+    check_fit(config, mesh, sources, model, tokenizer)
     policy = load_policy(config.init, workdir, mesh)
     describe_policy(workdir, policy)
     batches = example_iterator(sources["source"], config.seed, config.prompts)
@@ -195,7 +195,9 @@ def run(config: RLConfig, workdir: pathlib.Path) -> None:
 def check(config: RLConfig, workdir: pathlib.Path, planned: Planned) -> ModelConfig:
     """Everything that can be known to be wrong before the stage starts. Returns the model it will leave."""
     model, tokenizer = known_policy(config.init, workdir, planned)
-    check_fit(config, workdir, make_mesh(config.mesh), sources_of(config), model, tokenizer)
+    sources = sources_of(config)
+    check_fit(config, make_mesh(config.mesh), sources, model, tokenizer)
+    check_rewards(config.rewards, sources, workdir)  # runs programs and asks judges: once, and not again in `run`
     return model
 
 
@@ -209,7 +211,6 @@ def sources_of(config: RLConfig) -> dict[str, Sequence[Example]]:
 
 def check_fit(
     config: RLConfig,
-    workdir: pathlib.Path,
     mesh: Mesh,
     sources: Mapping[str, Sequence[Example]],
     model: ModelConfig,
@@ -221,7 +222,6 @@ def check_fit(
     check_trainable(model)
     check_divides("micro_rows", config.micro_rows, mesh)
     check_asking(config.prompt, config.decoding, mesh, model, tokenizer, sources, config.group_size)
-    check_rewards(config.rewards, sources, workdir)
     check_comparable("evaluation.source", config.rewards, sources.get("evaluation.source", ()))
 
 
