@@ -165,7 +165,8 @@ def _to_example(row: Any, columns: ColumnMapping, task: str, where: str, default
     )
 
 
-def _jsonl_rows(path: pathlib.Path) -> Iterator[tuple[str, Any]]:
+def jsonl_rows(path: pathlib.Path) -> Iterator[tuple[str, Any]]:
+    """The rows of a JSON-lines file, each with where it stands. Raises DataError for one that is empty or no JSON."""
     for number, line in enumerate(path.read_bytes().splitlines(), start=1):
         where = f"{path}, line {number}"
         if not line.strip():
@@ -218,7 +219,7 @@ def read_jsonl(path: str, columns: ColumnMapping = LAYOUTS["plain"], task: str =
     Raises DataError naming file, line and column for an empty or malformed row, a missing column, a column of another
     type, an answer that is not in the stated form, or an id used twice.
     """
-    return _read(path, _jsonl_rows, columns, task)
+    return _read(path, jsonl_rows, columns, task)
 
 
 def read_parquet(path: str, columns: ColumnMapping = LAYOUTS["plain"], task: str = "file") -> list[Example]:
