@@ -12,7 +12,7 @@ from typing import Protocol
 
 import numpy as np
 
-from r1jax.rewards.answer import ANSWER_CLOSE, ANSWER_OPEN, SPACE, THINK_CLOSE, THINK_OPEN, extract_final_answer
+from r1jax.rewards.patterns import summary_of
 from r1jax.types import Example, Score, Status
 
 View = Callable[[str], str | None]  # what of a completion a reward model sees; None: there is nothing of that kind
@@ -27,21 +27,8 @@ class ScalarRewardModel(Protocol):
 
 
 def helpfulness_input(completion: str) -> str | None:
-    """The final summary, stripped: all that follows the last `</think>`, without the tags of its `<answer>` where there
-    is exactly one. What stands before and after the answer is seen as well.
-
-    None where nothing but white space follows it, where another thought is opened after it, or where no thought is
-    closed at all: whether the prompt had opened one does not show in a completion, so one without `</think>` may be all
-    thinking.
-    """
-    _, closed, summary = completion.rpartition(THINK_CLOSE)
-    if not closed or THINK_OPEN in summary:
-        return None
-    if extract_final_answer(summary) is not None:
-        before, _, rest = summary.partition(ANSWER_OPEN)
-        answer, _, after = rest.partition(ANSWER_CLOSE)
-        summary = before + answer + after
-    return summary.strip(SPACE) or None
+    """The final summary (`patterns.summary_of`); None where there is none."""
+    return summary_of(completion)
 
 
 def safety_input(completion: str) -> str:

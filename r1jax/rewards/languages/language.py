@@ -15,8 +15,9 @@ English words in a French sentence pass for French, and half a sentence of each 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 
-from r1jax.rewards.answer import TAGS, parse_response
+from r1jax.rewards.answer import TAGS, Parsed, parse_response
 from r1jax.rewards.languages import other_languages
 from r1jax.types import Example, Score, Status
 
@@ -176,13 +177,13 @@ def _passages(text: str) -> list[str]:
     return [passage]
 
 
-def thought_of(completion: str) -> str:
+def thought_of(completion: str, parse: Callable[[str], Parsed] = parse_response) -> str:
     """The thought of a well-formed completion; the whole completion if it is not well-formed, so that nothing hides."""
-    parsed = parse_response(completion)
+    parsed = parse(completion)
     return parsed.thought if parsed.well_formed and parsed.thought is not None else completion
 
 
-def language_reward(completion: str, example: Example) -> Score:
+def language_reward(completion: str, example: Example, parse: Callable[[str], Parsed] = parse_response) -> Score:
     """Share of words of the thought in the prompt's language, `example.language`.
 
     A thought without words earns 0: it is in no language. UNGRADABLE for a language that `check_language` refuses.
@@ -191,7 +192,7 @@ def language_reward(completion: str, example: Example) -> Score:
         check_language(example.language)
     except ValueError as error:
         return Score(0.0, Status.UNGRADABLE, str(error))
-    share = language_share(thought_of(completion), example.language)
+    share = language_share(thought_of(completion, parse), example.language)
     return Score(0.0, reason="no words") if share is None else Score(share)
 
 

@@ -92,7 +92,7 @@ def parse_number(text: str) -> Fraction | None:
     return None
 
 
-def _box_contents(text: str) -> list[str | None]:
+def box_contents(text: str) -> list[str | None]:
     r"""The content of each \boxed{...} in order, None for one whose braces do not close."""
     contents: list[str | None] = []
     position = 0
@@ -155,7 +155,7 @@ def stated_text(text: str) -> str | None:
     """
     if len(text) > MAX_LENGTH:
         return None
-    boxes = _box_contents(text)
+    boxes = box_contents(text)
     if not boxes:
         return text
     return boxes[0] if len(boxes) == 1 else None
@@ -183,7 +183,7 @@ def gold_text(answer: str) -> str:
     """
     if "####" in answer:
         return answer.rsplit("####", 1)[1].strip()
-    if boxes := _box_contents(answer):
+    if boxes := box_contents(answer):
         return (boxes[-1] or "").strip()
     return answer.strip()
 
