@@ -12,7 +12,7 @@ import os
 import pathlib
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -20,9 +20,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from r1jax.data.chat import FORMATS, OWN, Chat, Message
 from r1jax.data.errors import DataError
 from r1jax.data.templates import TEMPLATES, render_prompt
-from r1jax.data.tokenizer import Tokenizer
+from r1jax.data.tokenizer import HuggingFaceTokenizer, SentencePieceTokenizer, Tokenizer
 from r1jax.model.config import ModelConfig
 from r1jax.rewards.combine import Scores, summarize
 from r1jax.rewards.grading import Batch, Grading
@@ -32,19 +33,29 @@ from r1jax.sampling.sampler import Sampler, left_pad
 from r1jax.types import Array, Example, Params, Rollout, Score, Status
 from r1jax.workdir import WorkdirError
 
+CHAT = "chat"  # the template's name where a chat format makes the prompt
+
 
 @dataclasses.dataclass(frozen=True)
 class PromptConfig:
     """How a question becomes a prompt."""
 
-    template: str = "r1_zero"  # a key of data.templates.TEMPLATES
+    template: str = "r1_zero"  # a key of data.templates.TEMPLATES, or "chat"
+    chat_format: str = ""  # template "chat": a key of data.chat.FORMATS, or "own" for the checkpoint's
+    suffix: str = ""  # put behind every question, such as "\nPlease put your final answer within \\boxed{}."
     few_shot: str = ""  # put before the template as it is
-    bos: bool = True  # begin with the tokenizer's bos token, if it has one
+    bos: bool = True  # begin with the tokenizer's bos token, if it has one; a chat format has its own beginning
     width: int = 256  # longest prompt in tokens; a longer one is refused
 
     def __post_init__(self) -> None:
-        if self.template not in TEMPLATES:
-            raise ValueError(f"template: {self.template!r} is not one of {sorted(TEMPLATES)}")
+        if self.template not in (*TEMPLATES, CHAT):
+            raise ValueError(f"template: {self.template!r} is not one of {sorted((*TEMPLATES, CHAT))}")
+        if (self.template == CHAT) != bool(self.chat_format):
+            raise ValueError(f"chat_format: {self.chat_format!r}; the template {CHAT!r} needs one, and no other does")
+        if self.chat_format and self.chat_format not in (*FORMATS, OWN):
+            raise ValueError(f"chat_format: {self.chat_format!r} is not one of {sorted((*FORMATS, OWN))}")
+        if self.few_shot and self.template == CHAT:
+            raise ValueError("few_shot: a chat has no text before it")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,20 +94,53 @@ def encode_prompts(examples: Sequence[Example], tokenizer: Tokenizer, config: Pr
     """Token ids of each example's prompt.
 
     Raises:
-      DataError: a prompt is longer than `config.width`; names the example, its length and the limit.
+      DataError: a prompt is longer than `config.width` or cannot be a chat's; names the example and what is wrong.
+      ValueError: the tokenizer does not have the chat format's markers.
     """
+    encode = prompt_encoder(tokenizer, config)
     prompts = []
     for example in examples:
-        text = render_prompt(config.template, example.question, config.few_shot, example.language)
-        ids = tokenizer.encode(text)
-        if config.bos and tokenizer.bos_id is not None:
-            ids = [tokenizer.bos_id, *ids]
+        try:
+            ids = encode(example.question, example.language)
+        except ValueError as error:
+            raise DataError(f"the prompt of example {example.id!r}: {error}") from error
         if len(ids) > config.width:
             raise DataError(
                 f"the prompt of example {example.id!r} has {len(ids)} tokens, more than prompt.width = {config.width}"
             )
         prompts.append(ids)
     return prompts
+
+
+def prompt_encoder(tokenizer: Tokenizer, config: PromptConfig) -> Callable[[str, str], list[int]]:
+    """(question, its language) -> the token ids of its prompt."""
+    if config.template == CHAT:
+        assert isinstance(tokenizer, HuggingFaceTokenizer | SentencePieceTokenizer)  # a policy has no other
+        chat = Chat(tokenizer, config.chat_format)
+        return lambda question, language: [*chat.prompt([Message("user", question + config.suffix)]).tokens]
+    bos = [tokenizer.bos_id] if config.bos and tokenizer.bos_id is not None else []
+
+    def encode(question: str, language: str) -> list[int]:
+        text = render_prompt(config.template, question + config.suffix, config.few_shot, language)
+        return [*bos, *tokenizer.encode(text)]
+
+    return encode
+
+
+def stop_tokens(tokenizer: Tokenizer, config: PromptConfig) -> tuple[int, ...]:
+    """The tokens that end a response: eos, and what ends a turn of the chat format."""
+    if config.template != CHAT:
+        return (tokenizer.eos_id,)
+    assert isinstance(tokenizer, HuggingFaceTokenizer | SentencePieceTokenizer)
+    return Chat(tokenizer, config.chat_format).stop_tokens
+
+
+def shown_prompt(example: Example, config: PromptConfig) -> str:
+    """The prompt as text; of a chat what the user says."""
+    question = example.question + config.suffix
+    if config.template == CHAT:
+        return question
+    return render_prompt(config.template, question, config.few_shot, example.language)
 
 
 @jax.jit
@@ -132,7 +176,7 @@ class Completer:
                 temperature=decoding.temperature,
                 top_k=decoding.top_k,
                 top_p=decoding.top_p,
-                stop_tokens=(tokenizer.eos_id,),
+                stop_tokens=stop_tokens(tokenizer, prompt),
                 stop_strings=decoding.stop_strings,
                 chunk=decoding.chunk,
                 record_experts=record_experts,
@@ -223,7 +267,8 @@ def sample_row(graded: GradedRollout, index: int, step: int, prompt: PromptConfi
         "step": step,
         "id": example.id,
         "task": example.task,
-        "prompt": render_prompt(prompt.template, example.question, prompt.few_shot, example.language),
+        **({"domain": example.domain} if example.domain else {}),
+        "prompt": shown_prompt(example, prompt),
         "completion": graded.texts[index],
         "answer": example.answer,
         "rewards": {name: _score_json(score) for name, score in scores.parts.items()},

@@ -50,7 +50,7 @@ def without_isolation(sandbox: Sandbox) -> None:
         (
             RewardConfig(accuracy=0.0, safety=1.0),
             PROBLEM,
-            "rewards: safety need reward models, and none is configured",
+            "rewards.reward_models: safety count, and no model of theirs is named",
         ),
         (
             RewardConfig(language=1.0),

@@ -18,6 +18,7 @@ from r1jax.rewards.isolation.grade_service import check_address
 from r1jax.rewards.judges.judge import JudgeConfig
 from r1jax.rewards.languages.language import language_reward
 from r1jax.rewards.mathematics.math_accuracy import accuracy
+from r1jax.rewards.patterns import PATTERNS
 from r1jax.rewards.shaping import repetition_share, tag_count_reward
 from r1jax.types import Example, Score, Status
 
@@ -25,8 +26,8 @@ RewardFunction = Callable[[str, Example], Score]
 VerifyFunction = Callable[[Example, str], Callable[[], Score]]
 """Starts a task's own verifier on an example and a final answer; the result waits for the score."""
 
-# Parts that a rule reads off the text. Format and language are measured even where they weigh nothing.
-MEASURED: dict[str, RewardFunction] = {"format": format_reward, "language": language_reward}
+# Parts that a rule reads off the text, given the form it should have. They are measured even where they weigh nothing.
+MEASURED = {"format": format_reward, "language": language_reward}
 CODE_PARTS = ("lint", "runs", "speed")  # of a program, besides whether it is right: comparison "code" only
 MODEL_PARTS = ("helpfulness", "safety")  # by scalar reward models
 # How "accuracy" compares answers where the task has no verifier of its own. Those without a function need something to
@@ -82,6 +83,7 @@ class RewardConfig:
     helpfulness: float = 0.0  # a scalar reward model on the final summary
     safety: float = 0.0  # a scalar reward model on the whole response
     repetition_n: int = 20  # tokens of an n-gram
+    pattern: str = "answer"  # a key of PATTERNS: the form of a completion
     comparison: str = "math"  # a key of COMPARISONS, or "none"
     domains: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
     """Domain of the examples -> the weights and the comparison that differ there."""
@@ -91,6 +93,8 @@ class RewardConfig:
     partial_credit: bool = False  # a verifier's value below 1, or the share of a program's tests before one that fails
     code: CodeConfig = dataclasses.field(default_factory=CodeConfig)
     judge: JudgeConfig | None = None  # needed by the comparison "judge"
+    # "helpfulness", "safety" -> the folder of a reward_model stage, relative to the stage's own
+    reward_models: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not 0 < self.grading_seconds < math.inf:
@@ -99,6 +103,13 @@ class RewardConfig:
             raise ValueError(f"grading_workers: {self.grading_workers}; at least 1")
         if self.repetition_n < 1:
             raise ValueError(f"repetition_n: {self.repetition_n}; at least 1")
+        if self.pattern not in PATTERNS:
+            raise ValueError(f"pattern: {self.pattern!r} is not one of {sorted(PATTERNS)}")
+        if self.on_device and self.pattern != "answer":
+            raise ValueError(f"on_device: reads completions of the pattern 'answer', not of {self.pattern!r}")
+        needed = {name for mix in self.mixes for name in MODEL_PARTS if name in mix.counted}
+        if not set(self.reward_models) <= needed:
+            raise ValueError(f"reward_models: {sorted(self.reward_models)}; the weights only need {sorted(needed)}")
         comparisons = {mix.comparison for mix in self.mixes}
         if (self.judge is None) == ("judge" in comparisons):
             raise ValueError("comparison 'judge' and the field judge need each other")
@@ -187,9 +198,10 @@ def combine(parts: Mapping[str, Score], mix: Mix) -> Scores:
     return Scores(sum(weight * parts[name].value for name, weight in mix.counted.items()), parts)
 
 
-def measured_parts(completion: str, example: Example) -> dict[str, Score]:
+def measured_parts(completion: str, example: Example, pattern: str = "answer") -> dict[str, Score]:
     """The parts that are always measured, read off the text."""
-    return {name: reward(completion, example) for name, reward in MEASURED.items()}
+    parse = PATTERNS[pattern].parse
+    return {name: reward(completion, example, parse) for name, reward in MEASURED.items()}
 
 
 def shaping_parts(completion: str, tokens: Sequence[int], example: Example, config: RewardConfig) -> dict[str, Score]:

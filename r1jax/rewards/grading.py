@@ -37,6 +37,7 @@ from r1jax.rewards.isolation.sandbox import Sandbox
 from r1jax.rewards.judges.judge import GroundTruthJudge
 from r1jax.rewards.languages.language import check_language
 from r1jax.rewards.mathematics.math_grader import MathGrader
+from r1jax.rewards.patterns import PATTERNS
 from r1jax.types import Example, Score, Status
 
 
@@ -93,6 +94,7 @@ class Grading:
             for name in MODEL_PARTS
             if name in mix.counted
         }
+        completion = PATTERNS[self.config.pattern].tagged(completion)
         if needs_verifier(example):
             if self._verify is None:
                 raise ValueError(f"task {example.task!r} is graded by its own verifier, but none was given")
@@ -173,7 +175,7 @@ class Batch:
         given = [self._given[index] for index in range(len(self._given))]
         device = self._grading.device
         if device is None:
-            return [measured_parts(text, example) for text, _, example in given]
+            return [measured_parts(text, example, self._grading.config.pattern) for text, _, example in given]
         parts = device.parts(given)
         exact = [i for i, one in enumerate(given) if self._grading.is_matched_on_device(one[2])]
         for i, score in zip(exact, device.matches([given[i] for i in exact]), strict=True):

@@ -37,9 +37,9 @@ def check_rewards(rewards: RewardConfig, sources: Mapping[str, Sequence[Example]
       DataError: naming the source, the example and what it lacks.
       ConfigError: a tool or a model is missing.
     """
-    scalar = needed_models(rewards) & set(MODEL_PARTS)
-    if scalar:
-        raise ConfigError(f"rewards: {', '.join(sorted(scalar))} need reward models, and none is configured")
+    missing = (needed_models(rewards) & set(MODEL_PARTS)) - set(rewards.reward_models)
+    if missing:
+        raise ConfigError(f"rewards.reward_models: {', '.join(sorted(missing))} count, and no model of theirs is named")
     if rewards.code.server:
         try:
             read_token()
