@@ -20,7 +20,7 @@ import rich.console
 import rich.table
 
 from r1jax.model.config import ModelConfig
-from r1jax.model.transformer import matrix_params
+from r1jax.model.flops import token_weights
 from r1jax.settings import from_config
 
 # Section -> the count of tokens it works on, and forward passes (one with its backward pass counts as 3).
@@ -58,7 +58,7 @@ def warm_rollouts(path: pathlib.Path) -> list[dict[str, Any]]:
 
 def print_breakdown(model: ModelConfig, rows: list[dict[str, Any]], console: rich.console.Console) -> None:
     """One line per section of a rollout's step, and the whole step."""
-    operations, rate = 2.0 * matrix_params(model), median(rows, "matrix_product_rate")
+    operations, rate = 2.0 * sum(token_weights(model).values()), median(rows, "matrix_product_rate")
     title = f"{len(rows)} rollouts; {operations / 2e6:.2f}M weights a token; matrix product {rate / 1e9:.0f} GFLOP/s"
     table = rich.table.Table("section", "seconds", "share", "tokens", "tokens/s", "of matrix product", title=title)
     step = median(rows, "step")

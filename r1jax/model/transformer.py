@@ -169,21 +169,3 @@ def init_params(cfg: ModelConfig, key: Array, mesh: Mesh | None = None) -> Param
 def param_count(cfg: ModelConfig) -> int:
     """Number of parameters, MTP module and router biases included."""
     return sum(leaf.size for leaf in jax.tree.leaves(abstract_params(cfg)))
-
-
-def matrix_params(cfg: ModelConfig) -> int:
-    """Weights that one token is multiplied with: the experts it chooses, the unembedding, no MTP module.
-
-    A token's forward pass takes about twice as many operations, forward and backward three times that; what attention
-    does between tokens comes on top.
-    """
-    total = 0
-    for path, leaf in jax.tree_util.tree_leaves_with_path(meta.unbox(abstract_params(cfg))):
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
-        size, looked_up = leaf.size, name.startswith("embed/") and not cfg.tied_embeddings
-        if looked_up or name.startswith("mtp/") or name.endswith(("scale", "bias")):
-            continue
-        if cfg.moe is not None and "experts" in name.split("/"):
-            size = size * cfg.moe.num_active // cfg.moe.num_experts
-        total += size
-    return total
