@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from r1jax.evaluation import page, plots, records, report
+from r1jax.evaluation import page, plots, records, report, sections
 
 
 def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> None:
@@ -209,7 +209,7 @@ def test_a_sample_shows_each_reward_and_its_status() -> None:
         "accuracy": {"value": 0.0, "status": "ungradable", "reason": "no <gold>"},
         "format": {"value": 1.0, "status": "graded", "reason": ""},
     }
-    html = report._sample(sample_row(1, "text", 0.0, rewards=rewards, finished=False, prompt="few-shot " * 100))
+    html = sections.sample(sample_row(1, "text", 0.0, rewards=rewards, finished=False, prompt="few-shot " * 100))
     assert 'class="chip warn">accuracy ungradable: no &lt;gold&gt;<' in html
     assert 'class="chip good">format 1<' in html
     assert "cut by the length limit" in html
@@ -301,8 +301,8 @@ def test_the_wall_time_of_a_stage_adds_up_over_its_processes(tmp_path: Path) -> 
     rows = [{"step": i, "time": {"elapsed": t}} for i, t in enumerate((5.0, 60.0, 4.0, 30.0, 2.0, 11.0))]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     stage = records.StageRecord("rl", tmp_path)
-    assert report._stage_seconds(stage) == 60 + 30 + 11
-    assert report._duration(report._stage_seconds(stage)) == "1 min 41 s"
+    assert sections.stage_seconds(stage) == 60 + 30 + 11
+    assert sections.duration(sections.stage_seconds(stage)) == "1 min 41 s"
 
 
 def test_a_single_stage_without_metrics_is_found_by_its_summary(tmp_path):

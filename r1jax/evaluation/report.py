@@ -8,26 +8,14 @@ summary of an evaluation uses the names of `estimators.summarize`.
 from __future__ import annotations
 
 import dataclasses
-import itertools
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from r1jax.evaluation import estimators, page, plots
-from r1jax.evaluation.records import Row, StageRecord, find_stages, random_samples, read_json, series
+from r1jax.evaluation import estimators, page, sections
+from r1jax.evaluation.records import StageRecord, find_stages, random_samples, series
 
 SAMPLES_SHOWN = 10
-WIDE_FIGURES = ("accuracy", "length")
-NOTES = (
-    f"Where there are {plots.SMOOTH_FROM} points or more, the line is a running mean over 1/40 of them. "
-    "The wall time of a step is stacked by its parts; steps that compile may reach beyond the axis."
-)
-CAPTIONS = {
-    "accuracy": "Held-out questions; the band is one standard error over problems. As figure 2 of the R1 paper (v1).",
-    "length": "Prompt excluded, stop token included. As figure 3 of the R1 paper (v1).",
-}
-KIND_TITLES = {"rl": "Reinforcement learning", "pretrain": "Pretraining"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,18 +36,8 @@ class Line:
     change: Callable[[Mapping[str, Any], Mapping[str, Any]], str] = lambda before, after: ""
 
 
-def percent(value: float | None) -> str:
-    """A share as percent, '–' if undefined."""
-    return "–" if value is None else f"{100 * value:.1f}&nbsp;%"
-
-
-def number(value: float | None, digits: int = 1) -> str:
-    """A number with thousands separators, '–' if undefined."""
-    return "–" if value is None else f"{value:,.{digits}f}"
-
-
 def _share(key: str) -> Callable[[Mapping[str, Any]], str]:
-    return lambda figures: percent(figures.get(key))
+    return lambda figures: sections.percent(figures.get(key))
 
 
 def _points(key: str) -> Callable[[Mapping[str, Any], Mapping[str, Any]], str]:
@@ -71,24 +49,12 @@ def _points(key: str) -> Callable[[Mapping[str, Any], Mapping[str, Any]], str]:
     return change
 
 
-def _pass_at_1(figures: Mapping[str, Any]) -> str:
-    error = figures.get("pass_at_1_se")
-    shown = percent(figures.get("pass_at_1"))
-    return shown if error is None else f"{shown} <small>± {100 * error:.1f}</small>"
-
-
 def _pass_change(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
     pairs = [(figures.get("pass_at_1"), figures.get("pass_at_1_se")) for figures in (before, after)]
     if any(value is None for pair in pairs for value in pair):
         return _points("pass_at_1")(before, after)
     change, error = estimators.difference(pairs[0], pairs[1])  # type: ignore[arg-type]
     return f"{100 * change:+.1f} points <small>± {100 * error:.1f}</small>"
-
-
-def _cons(figures: Mapping[str, Any]) -> str:
-    low, high = figures.get("cons_at_k_low"), figures.get("cons_at_k_high")
-    shown = percent(figures.get("cons_at_k"))
-    return shown if low is None or high is None else f"{shown} <small>[{100 * low:.1f}, {100 * high:.1f}]</small>"
 
 
 def _factor(key: str) -> Callable[[Mapping[str, Any], Mapping[str, Any]], str]:
@@ -99,7 +65,7 @@ def _factor(key: str) -> Callable[[Mapping[str, Any], Mapping[str, Any]], str]:
 
 
 def _length(figures: Mapping[str, Any]) -> str:
-    shown, error = number(figures.get("length_mean")), figures.get("length_mean_se")
+    shown, error = sections.number(figures.get("length_mean")), figures.get("length_mean_se")
     return shown if error is None else f"{shown} <small>± {error:.1f}</small>"
 
 
@@ -117,25 +83,20 @@ def _protocol(figures: Mapping[str, Any]) -> str:
 
 
 LINES = (
-    Line("pass@1 <small>± standard error over problems</small>", _pass_at_1, _pass_change),
-    Line("cons@k <small>majority vote, [95 % bootstrap interval]</small>", _cons, _points("cons_at_k")),
+    Line("pass@1 <small>± standard error over problems</small>", sections.share, _pass_change),
+    Line("cons@k <small>majority vote, [95 % bootstrap interval]</small>", sections.consensus, _points("cons_at_k")),
     Line("Mean response length <small>tokens</small>", _length, _factor("length_mean")),
     Line("Well-formed responses", _share("format"), _points("format")),
     Line("Words in the prompt's language", _share("language"), _points("language")),
     Line(
         "Reflection words per response",
-        lambda figures: number(figures.get("reflection_words"), 2),
+        lambda figures: sections.number(figures.get("reflection_words"), 2),
         _factor("reflection_words"),
     ),
     Line("Cut by the length limit", _share("truncation_rate"), _points("truncation_rate")),
     Line("Ungradable responses", _ungradable),
     Line("Protocol", _protocol),
 )
-
-
-def _inner_k(stage: StageRecord) -> int | None:
-    """Samples per question of the evaluations inside an RL stage: as many as in training."""
-    return stage.config.get("group_size")
 
 
 def evaluations(stages: Sequence[StageRecord]) -> list[Measured]:
@@ -153,18 +114,19 @@ def evaluations(stages: Sequence[StageRecord]) -> list[Measured]:
     rows = [row for row in stage.rows if "eval/pass_at_1" in row]
     for row in rows[:1] + rows[1:][-1:]:
         figures = {key.removeprefix("eval/"): value for key, value in row.items() if key.startswith("eval/")}
-        figures |= {"k": k} if (k := _inner_k(stage)) else {}
+        # Samples per question of the evaluations inside an RL stage: as many as in training.
+        figures |= {"k": k} if (k := stage.config.get("group_size")) else {}
         found.append(Measured(f"step {row['step']:,} <small>evaluation inside RL</small>", figures, stage))
     return found
 
 
 def _cards(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
     shown = (
-        ("pass@1", "pass_at_1", percent),
-        (f"cons@{after.get('k', 'k')}", "cons_at_k", percent),
-        ("response length, tokens", "length_mean", number),
-        ("well-formed", "format", percent),
-        ("reflection words", "reflection_words", lambda value: number(value, 2)),
+        ("pass@1", "pass_at_1", sections.percent),
+        (f"cons@{after.get('k', 'k')}", "cons_at_k", sections.percent),
+        ("response length, tokens", "length_mean", sections.number),
+        ("well-formed", "format", sections.percent),
+        ("reflection words", "reflection_words", lambda value: sections.number(value, 2)),
     )
     cards = [
         f'<div class="card"><div class="name">{name}</div><div class="value">{form(after[key])}</div>'
@@ -181,7 +143,9 @@ def _group_row(group: str, tables: Sequence[Mapping[str, Mapping[str, Any]]]) ->
     cells = [f"{page.text(group)} <small>{problems:,} problems</small>"]
     for table in tables:
         row = table.get(group)
-        cells.append("–" if row is None else f"{_pass_at_1(row)} <small>cons {percent(row['cons_at_k'])}</small>")
+        cells.append(
+            "–" if row is None else f"{sections.share(row)} <small>cons {sections.percent(row['cons_at_k'])}</small>"
+        )
     return cells
 
 
@@ -205,85 +169,23 @@ def _comparison(measured: Sequence[Measured]) -> str:
     return "\n".join(parts)
 
 
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
-
-
-def _stage_seconds(stage: StageRecord) -> float | None:
-    """Wall time of a stage: what its summary says, else until its last row, added up over its processes."""
-    said = stage.summary.get("seconds")
-    if isinstance(said, int | float):
-        return float(said)
-    elapsed = series(stage.rows, "time/elapsed")
-    if elapsed is None:
-        return None
-    # A process that goes on counts from 0 again: what the one before had reached is added.
-    return float(sum(a for a, b in itertools.pairwise(elapsed.values) if b < a)) + elapsed.last
-
-
 def _stage_table(stages: Sequence[StageRecord]) -> str:
     rows = []
     for stage in stages:
         steps = f"{stage.rows[-1]['step']:,}" if stage.rows and stage.kind != "evaluate" else "–"
-        seconds = _stage_seconds(stage)
+        seconds = sections.stage_seconds(stage)
         notes = []
         name = {"pretrain": "loss", "rl": "reward"}.get(stage.kind, "")
         line = series(stage.rows, name)
         if line is not None:
             notes.append(f"{name} {line.first:.3f} → {line.last:.3f}")
         if stage.summary.get("pass_at_1") is not None:
-            notes.append(f"pass@1 {_pass_at_1(stage.summary)}")
-        duration = "–" if seconds is None else _duration(seconds)
+            notes.append(f"pass@1 {sections.share(stage.summary)}")
+        duration = "–" if seconds is None else sections.duration(seconds)
         rows.append([page.text(stage.name), page.text(stage.kind), steps, duration, "; ".join(notes)])
-    total = sum(seconds for stage in stages if (seconds := _stage_seconds(stage)) is not None)
-    rows.append(["all", "", "", _duration(total), ""])
+    total = sum(seconds for stage in stages if (seconds := sections.stage_seconds(stage)) is not None)
+    rows.append(["all", "", "", sections.duration(total), ""])
     return page.table(["stage", "kind", "updates", "wall time", "result"], rows)
-
-
-def _curves(stage: StageRecord, figures: Mapping[str, bytes]) -> str:
-    if not figures:
-        return ""
-    title = f"{KIND_TITLES.get(stage.kind, stage.kind)} <small class=muted>{page.text(stage.name)}</small>"
-    wide = "".join(
-        page.picture(figures[name], f"{stage.name}: {name}", CAPTIONS[name]) for name in WIDE_FIGURES if name in figures
-    )
-    small = "".join(
-        page.picture(data, f"{stage.name}: {name}") for name, data in figures.items() if name not in WIDE_FIGURES
-    )
-    flat = plots.always_zero(stage.kind, stage.rows)
-    zero = f'<p class="muted">Zero at every step: {page.text("; ".join(flat).lower())}.</p>' if flat else ""
-    return f'<h2>{title}</h2><div class="wide">{wide}</div><div class="small">{small}</div>{zero}'
-
-
-def _reward_chip(name: str, reward: Mapping[str, Any]) -> str:
-    status = reward.get("status", "graded")
-    if status != "graded":
-        reason = f": {reward['reason']}" if reward.get("reason") else ""
-        return f'<span class="chip warn">{page.text(f"{name} {status}{reason}")}</span>'
-    value = float(reward["value"])
-    kind = " good" if value >= 1 else " bad" if value <= 0 else ""
-    return f'<span class="chip{kind}">{page.text(f"{name} {value:g}")}</span>'
-
-
-def _sample(row: Row) -> str:
-    chips = [_reward_chip(name, reward) for name, reward in (row.get("rewards") or {}).items()]
-    if row.get("total") is not None:
-        chips.append(f'<span class="chip">total {float(row["total"]):g}</span>')
-    if row.get("length") is not None:
-        chips.append(f'<span class="chip">{int(row["length"]):,} tokens</span>')
-    if row.get("finished") is False:
-        chips.append('<span class="chip warn">cut by the length limit</span>')
-    prompt = str(row.get("prompt", ""))
-    shown = f'<div class="text prompt">{page.text(prompt)}</div>'
-    if len(prompt) > 400:
-        shown = page.folded(f"prompt, {len(prompt):,} characters", shown)
-    answer = f'<div class="muted">reference answer: {page.text(row["answer"])}</div>' if "answer" in row else ""
-    return (
-        f'<div class="sample"><header><code>{page.text(row.get("id", ""))}</code>{"".join(chips)}</header>'
-        f'{shown}<div class="text">{page.with_tags(row.get("completion", ""))}</div>{answer}</div>'
-    )
 
 
 def _samples(measured: Sequence[Measured], stages: Sequence[StageRecord], seed: int) -> str:
@@ -294,7 +196,7 @@ def _samples(measured: Sequence[Measured], stages: Sequence[StageRecord], seed: 
     for item in chosen[:1] + chosen[1:][-1:]:
         rows = random_samples(item.record, SAMPLES_SHOWN, seed)
         if rows:
-            parts.append(f"<h3>{item.label}</h3>" + "".join(map(_sample, rows)))
+            parts.append(f"<h3>{item.label}</h3>" + "".join(map(sections.sample, rows)))
     for stage in stages:
         if stage.kind != "rl":
             continue
@@ -302,20 +204,11 @@ def _samples(measured: Sequence[Measured], stages: Sequence[StageRecord], seed: 
         for step in dict.fromkeys((min(steps), max(steps)) if steps else ()):
             rows = random_samples(stage, 5, seed, where=lambda row, step=step: row["step"] == step)  # type: ignore[misc]
             title = f"{stage.name}, step {step:,}: {len(rows)} of the training batch"
-            parts.append(page.folded(title, "".join(map(_sample, rows))))
+            parts.append(page.folded(title, "".join(map(sections.sample, rows))))
     if not parts:
         return ""
     note = '<p class="muted">Drawn at random with a fixed seed, not chosen. Each reward stands beside its response.</p>'
     return "<h2>Samples</h2>" + note + "\n".join(parts)
-
-
-def _configs(workdir: Path, stages: Sequence[StageRecord]) -> str:
-    shown = {"run": read_json(workdir / "config.json"), **{stage.name: stage.config for stage in stages}}
-    return "".join(
-        page.folded(f"config.json of {name}", f'<div class="text">{page.text(json.dumps(config, indent=2))}</div>')
-        for name, config in shown.items()
-        if config
-    )
 
 
 def write_report(workdir: Path | str, stages: Sequence[str] | None = None, *, title: str = "", seed: int = 0) -> Path:
@@ -341,14 +234,11 @@ def write_report(workdir: Path | str, stages: Sequence[str] | None = None, *, ti
     for record in records:
         if record.kind == "evaluate":
             continue
-        drawn = {
-            name: plots.png(figure)
-            for name, figure in plots.stage_figures(record.kind, record.rows, _inner_k(record)).items()
-        }
-        for name, data in drawn.items():
-            (folder / f"{record.name}_{name}.png").write_bytes(data)
+        drawn = sections.draw_figures(record, folder)
         # RL is what the run is about; what came before it stands below.
-        curves.append((record.kind != "rl", _curves(record, drawn)))
+        if drawn:
+            html = f"<h2>{sections.stage_title(record)}</h2>{sections.pictures(record, drawn)}"
+            curves.append((record.kind != "rl", html))
     heading = title or f"r1jax: {root.resolve().name}"
     both = len(measured) >= 2
     body = [
@@ -358,9 +248,9 @@ def write_report(workdir: Path | str, stages: Sequence[str] | None = None, *, ti
         _stage_table(records),
         _comparison(measured),
         *(curve for _, curve in sorted(curves, key=lambda pair: pair[0])),
-        f'<p class="muted">{NOTES}</p>' if curves else "",
+        f'<p class="muted">{sections.NOTES}</p>' if curves else "",
         _samples(measured, records, seed),
-        "<h2>Configuration</h2>" + _configs(root, records),
+        "<h2>Configuration</h2>" + sections.configurations(root, records),
     ]
     path = root / "report.html"
     path.write_text(page.document(heading, "\n".join(part for part in body if part)), encoding="utf-8")
