@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
 import math
 import os
 import pathlib
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import IO, Any
 
 import jax
@@ -98,6 +99,12 @@ def read_rows(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
         except ValueError as error:
             raise WorkdirError(f"{path}, line {number}: not a JSON row ({error})") from error
     return rows
+
+
+def elapsed_seconds(rows: Sequence[Mapping[str, Any]]) -> float:
+    """Wall time that rows tell of, over all processes: one that goes on counts from 0 again."""
+    elapsed = [float(row["time"]["elapsed"]) for row in rows]
+    return sum(a for a, b in itertools.pairwise(elapsed) if b < a) + (elapsed[-1] if elapsed else 0.0)
 
 
 class MetricWriter:

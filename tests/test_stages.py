@@ -25,7 +25,7 @@ from r1jax.metrics import StepTimer, read_rows
 from r1jax.rewards import grading
 from r1jax.rewards.combine import Scores
 from r1jax.rollout import Completer, load_graded
-from r1jax.settings import from_config
+from r1jax.settings import ConfigError, from_config
 from r1jax.sharding import MeshConfig, make_mesh
 from r1jax.stages import evaluate, experience, pretrain, rl
 from r1jax.stages.interruption import Interrupted
@@ -443,9 +443,9 @@ def collector(
 
     def make(config: rl.RLConfig) -> tuple[experience.Collector, FakeCompleter]:
         completer: Any = FakeCompleter(template)
-        batches = rl.example_iterator(rl.sources_of(config)["source"], config.seed, config.prompts)
+        questions = experience.Questions(config, rl.sources_of(config))
         opened = grading.Grading(config.rewards, None, None, None, grading.Models())
-        return experience.Collector(config, completer, batches, tmp_path, opened), completer
+        return experience.Collector(config, completer, questions, tmp_path, opened), completer
 
     return make
 
@@ -475,7 +475,7 @@ def test_dynamic_sampling_draws_questions_until_enough_groups_differ(
     # After the stored rollout the stream of questions goes on where the draws had left it.
     fresh, _ = collector(config)
     fresh.collect(0, 0, None, StepTimer())
-    assert fresh.batches.get_state() == maker.batches.get_state()
+    assert fresh.questions.get_state() == maker.questions.get_state()
 
 
 def test_dynamic_sampling_without_anything_to_learn_from_says_so(
@@ -529,3 +529,27 @@ def test_a_pipeline_skips_what_is_done(tmp_path: pathlib.Path, monkeypatch: pyte
         train.run(smoke.get_config(), tmp_path)
     train.run(smoke.get_config(), tmp_path)
     assert ran == ["pretrain", "evaluate_base", "evaluate_base", "r1_zero", "evaluate_zero"]
+
+
+def test_late_questions_come_from_their_rollout_on_and_go_on_after_a_stop() -> None:
+    late = {"from_rollout": 2, "source": {"kind": "tasks", "split": "corpus", "size": 12}}
+    config = rl_config(rollouts=4, late=late, prompts=4, group_size=2)
+    sources = rl.sources_of(config)
+    questions = experience.Questions(config, sources)
+    drawn = [[example.id for example in questions.draw(index)] for index in (0, 1)]
+    saved = questions.get_state()
+    drawn += [[example.id for example in questions.draw(index)] for index in (2, 3)]
+    early, later = ({example.id for example in sources[name]} for name in ("source", "late.source"))
+    assert not early & later
+    assert all(set(ids) <= early for ids in drawn[:2])
+    assert all(set(ids) <= later for ids in drawn[2:])
+    assert len({tuple(ids) for ids in drawn}) == 4
+    again = experience.Questions(config, sources)
+    again.set_state(saved)
+    assert [[example.id for example in again.draw(index)] for index in (2, 3)] == drawn[2:]
+
+
+def test_late_questions_that_never_come_are_refused() -> None:
+    late = {"from_rollout": 4, "source": {"kind": "tasks", "size": 12}}
+    with pytest.raises(ConfigError, match=r"late.from_rollout: 4 is not one of the rollouts 0 to 3"):
+        rl_config(rollouts=4, late=late)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -16,7 +16,7 @@ import numpy as np
 from r1jax.algorithms.grpo import group_advantages, keep_informative, overlong_penalty, token_weights
 from r1jax.data.errors import DataError
 from r1jax.data.packing import PackedPolicy, pack_policy
-from r1jax.data.pipelines import BatchIterator
+from r1jax.data.pipelines import example_iterator
 from r1jax.data.shared_prompts import pack_shared_prompts
 from r1jax.metrics import StepTimer
 from r1jax.rewards.combine import Scores, totals_and_mask
@@ -32,7 +32,7 @@ from r1jax.rollout import (
     select_groups,
 )
 from r1jax.stages.rl_config import RLConfig
-from r1jax.types import PackedBatch, Params, PolicyBatch, Rollout, Score, Status
+from r1jax.types import Example, PackedBatch, Params, PolicyBatch, Rollout, Score, Status
 
 ScoreFunction = Callable[[Params, PackedBatch], tuple[np.ndarray, np.ndarray]]
 """Trainer log-probs [R, T] and chosen experts [R, T, M, A] of packed rows under given parameters."""
@@ -79,6 +79,28 @@ def _total(scores: Scores) -> Score:
     return Score(0.0, Status.UNGRADABLE) if scores.total is None else Score(scores.total)
 
 
+class Questions:
+    """The questions of every rollout: those of `source`, from `late.from_rollout` on those of `late.source`."""
+
+    def __init__(self, config: RLConfig, sources: Mapping[str, Sequence[Example]]) -> None:
+        names = ["source", *(["late.source"] if config.late is not None else [])]
+        self._streams = {name: example_iterator(sources[name], config.seed, config.prompts) for name in names}
+        self._late_from = config.rollouts if config.late is None else config.late.from_rollout
+
+    def draw(self, rollout: int) -> list[Example]:
+        """The next questions for a rollout."""
+        return next(self._streams["source" if rollout < self._late_from else "late.source"])
+
+    def get_state(self) -> dict[str, Any]:
+        """JSON-able; see `pipelines.BatchIterator`."""
+        return {name: stream.get_state() for name, stream in self._streams.items()}
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Moves to a saved state. ValueError if it is another source's."""
+        for name, stream in self._streams.items():
+            stream.set_state(state[name])
+
+
 class Collector:
     """Draws questions, samples and grades answers; every graded rollout is stored before it is used."""
 
@@ -86,14 +108,14 @@ class Collector:
         self,
         config: RLConfig,
         completer: Completer,
-        batches: BatchIterator[Any],
+        questions: Questions,
         folder: pathlib.Path,
         grading: Grading,
     ) -> None:
         self.config = config
         self.grading = grading
         self.completer = completer
-        self.batches = batches
+        self.questions = questions
         self.folder = folder
         self.key = jax.random.fold_in(jax.random.key(config.seed), 1)
 
@@ -111,13 +133,13 @@ class Collector:
         """
         if self.path(index).exists():
             graded, extra = load_graded(self.path(index))
-            self.batches.set_state(extra["batches"])
+            self.questions.set_state(extra["questions"])
             return graded, extra["drawn"]
         limit = self.config.response_limit(update)
         kept: list[GradedRollout] = []
         right, answers = 0.0, 0
         for draw in range(self.config.max_draws):
-            examples = next(self.batches)
+            examples = self.questions.draw(index)
             key = jax.random.fold_in(jax.random.fold_in(self.key, index), draw)
             batch = self.grading.begin()
             with timer("rollout"):  # and what is graded meanwhile
@@ -141,7 +163,7 @@ class Collector:
             )
         graded = select_groups(graded, np.arange(len(graded.examples)) < self.config.prompts)
         drawn = {"draws": float(draw + 1)} | ({"accuracy_drawn": right / answers} if answers else {})
-        save_graded(self.path(index), graded, {"batches": self.batches.get_state(), "drawn": drawn})
+        save_graded(self.path(index), graded, {"questions": self.questions.get_state(), "drawn": drawn})
         return graded, drawn
 
     def forget(self, before: int) -> None:

@@ -33,7 +33,6 @@ from r1jax.algorithms.logprobs import token_logprobs
 from r1jax.algorithms.router_bias import expert_load_metrics, is_router_bias
 from r1jax.checkpoint import CheckpointStore
 from r1jax.data.packing import split_microbatches
-from r1jax.data.pipelines import BatchIterator, example_iterator
 from r1jax.data.tokenizer import Tokenizer
 from r1jax.evaluation.estimators import summarize
 from r1jax.evaluation.evaluator import answer_examples, evaluation_of
@@ -43,10 +42,12 @@ from r1jax.metrics import (
     Progress,
     StepTimer,
     check_finite,
+    elapsed_seconds,
     matrix_product_rate,
     read_rows,
 )
 from r1jax.model.config import ModelConfig
+from r1jax.model.flops import forward_flops, sampling_flops, training_flops
 from r1jax.model.heads import unembedding
 from r1jax.model.outputs import Output
 from r1jax.model.transformer import Transformer
@@ -61,7 +62,7 @@ from r1jax.rollout import (
 from r1jax.settings import ConfigError
 from r1jax.sharding import make_mesh, shard_batch
 from r1jax.stages.checks import Planned, check_asking, check_divides, check_trainable, known_policy, source_of
-from r1jax.stages.experience import Collector, MiniBatch, attach_logprobs, make_minibatches, remove_stored
+from r1jax.stages.experience import Collector, MiniBatch, Questions, attach_logprobs, make_minibatches, remove_stored
 from r1jax.stages.graders import check_comparable, check_rewards, stage_grading
 from r1jax.stages.interruption import Interruption
 from r1jax.stages.policy import Policy, describe_policy, describe_source, load_policy, save_policy
@@ -187,9 +188,9 @@ def run(config: RLConfig, workdir: pathlib.Path) -> None:
     check_fit(config, mesh, sources, model, tokenizer)
     policy = load_policy(config.init, workdir, mesh)
     describe_policy(workdir, policy)
-    batches = example_iterator(sources["source"], config.seed, config.prompts)
+    questions = Questions(config, sources)
     with stage_grading(config.rewards, workdir, mesh, policy, config.decoding) as grading:
-        Loop(config, workdir, policy, mesh, batches, sources.get("evaluation.source"), grading).run()
+        Loop(config, workdir, policy, mesh, questions, sources.get("evaluation.source"), grading).run()
 
 
 def check(config: RLConfig, workdir: pathlib.Path, planned: Planned) -> ModelConfig:
@@ -202,8 +203,10 @@ def check(config: RLConfig, workdir: pathlib.Path, planned: Planned) -> ModelCon
 
 
 def sources_of(config: RLConfig) -> dict[str, Sequence[Example]]:
-    """The examples to train on and, if there is an in-run evaluation, its examples."""
+    """The examples to train on and, if there is an in-run evaluation, its examples, by the names of the fields."""
     sources = {"source": source_of("source", config.source)}
+    if config.late is not None:
+        sources["late.source"] = source_of("late.source", config.late.source)
     if config.evaluation.every:
         sources["evaluation.source"] = source_of("evaluation.source", config.evaluation.source)
     return sources
@@ -217,8 +220,9 @@ def check_fit(
     tokenizer: Tokenizer | None,
 ) -> None:
     """That questions, prompts and batches fit the model and the mesh: now, not in the middle of the run."""
-    if len(sources["source"]) < config.prompts:
-        raise ConfigError(f"source: {len(sources['source'])} examples are fewer than prompts = {config.prompts}")
+    for name in ("source", "late.source"):
+        if len(sources.get(name, range(config.prompts))) < config.prompts:
+            raise ConfigError(f"{name}: {len(sources[name])} examples are fewer than prompts = {config.prompts}")
     check_trainable(model)
     check_divides("micro_rows", config.micro_rows, mesh)
     check_asking(config.prompt, config.decoding, mesh, model, tokenizer, sources, config.group_size)
@@ -240,6 +244,28 @@ def summarize_rows(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return summary | {"time": {"compilations_first_rollout": compiled[0], "compilations_later": sum(compiled[1:])}}
 
 
+def cost_of(rows: Sequence[Mapping[str, Any]], config: RLConfig, model: ModelConfig) -> dict[str, float]:
+    """What a whole run took: sampling, a pass each for old and reference log-probs, and the updates. Evaluations apart.
+
+    tokens_trained counts prompts too, as often as they are packed.
+    """
+    ends = [row for row in rows if "packed_tokens" in row]
+    responses = len(ends) * config.prompts * config.group_size
+    packed = sum(row["packed_tokens"] for row in ends)
+    sampled = sum(row["length_mean"] for row in ends) * config.prompts * config.group_size
+    prompts = sum(row["sampled_tokens"] for row in ends) - sampled  # each is read once
+    response, prompt = sampled / responses, prompts / (len(ends) * config.prompts)
+    trained = packed * config.inner_epochs
+    flops = sampling_flops(model, sampled, response, prompt) + forward_flops(model, prompts, prompt)
+    flops += 2 * forward_flops(model, packed, prompt + response) + training_flops(model, trained, prompt + response)
+    return {
+        "tokens_trained": trained,
+        "tokens_sampled": sampled,
+        "seconds": elapsed_seconds(rows),
+        "flops": flops,
+    }
+
+
 class Loop:
     """One RL run: the pieces, and the loop over rollouts."""
 
@@ -249,11 +275,12 @@ class Loop:
         workdir: pathlib.Path,
         policy: Policy,
         mesh: Mesh,
-        batches: BatchIterator[Any],
+        questions: Questions,
         evaluation: Sequence[Example] | None,
         grading: Grading,
     ) -> None:
-        self.config, self.workdir, self.model, self.mesh, self.batches = config, workdir, policy.model, mesh, batches
+        self.config, self.workdir, self.model, self.mesh = config, workdir, policy.model, mesh
+        self.questions = questions
         self.trainer = Trainer(config, policy.model, mesh)
         moe = policy.model.num_moe_layers > 0
         self.completer = Completer(
@@ -265,7 +292,7 @@ class Loop:
             record_experts=moe,
             group_size=config.group_size,
         )
-        self.collector = Collector(config, self.completer, batches, workdir / "rollouts", grading)
+        self.collector = Collector(config, self.completer, questions, workdir / "rollouts", grading)
         self.store = CheckpointStore(workdir / "checkpoints", config.keep)
         self.evaluation = evaluation
         self.initial = policy.params
@@ -293,7 +320,8 @@ class Loop:
                     progress.update(index + 1, **shown)
             save_policy(self.workdir, state.train.params, config.rollouts)
             summary = {"stage": "rl", "rollouts": config.rollouts, "updates": int(state.train.step)}
-            summary |= summarize_rows(read_rows(self.workdir / "metrics.jsonl"))
+            rows = read_rows(self.workdir / "metrics.jsonl")
+            summary |= summarize_rows(rows) | {"cost": cost_of(rows, config, self.model)}
             write_atomically(self.workdir / "summary.json", json.dumps(summary, indent=2) + "\n")
             self.interruption.pass_on()
 
@@ -306,7 +334,7 @@ class Loop:
         abstract = abstract_state(self.model, self.trainer.optimizer, self.mesh)
         _, state, saved = self.store.restore(RLState(abstract, abstract.params))
         self.writer.rewind(saved["writer"])
-        self.batches.set_state(saved["batches"])
+        self.questions.set_state(saved["questions"])
         return state, saved["rollout"], saved["done"]
 
     def rollout(self, state: RLState, index: int, done: int) -> tuple[RLState, dict[str, float]]:
@@ -377,7 +405,12 @@ class Loop:
 
     def save(self, state: RLState, index: int, done: int) -> None:
         """A checkpoint after `done` updates on rollout `index`, and removal of rollouts it has left behind."""
-        metadata = {"writer": self.writer.state(), "batches": self.batches.get_state(), "rollout": index, "done": done}
+        metadata = {
+            "writer": self.writer.state(),
+            "questions": self.questions.get_state(),
+            "rollout": index,
+            "done": done,
+        }
         self.store.save(index * self.config.updates_per_rollout + done, state, metadata)
         self.collector.forget(self.oldest_needed())
         remove_stored(self.workdir / "evaluations", min(self.store.steps()))

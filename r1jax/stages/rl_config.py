@@ -24,6 +24,19 @@ class InRunEvaluation:
 
 
 @dataclasses.dataclass(frozen=True)
+class LatePhase:
+    """Other questions from some rollout on: the paper's last RL phase brings general data, and with it the preference
+    rewards, only in the last 400 of its 1,700 updates (R1v2 3.2.2)."""
+
+    from_rollout: int
+    source: SourceConfig
+
+    def __post_init__(self) -> None:
+        if self.from_rollout < 1:
+            raise ValueError(f"from_rollout: {self.from_rollout}; at least 1, else `source` is never asked")
+
+
+@dataclasses.dataclass(frozen=True)
 class RLConfig:
     """One RL run."""
 
@@ -32,6 +45,7 @@ class RLConfig:
     seed: int = 0
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     source: SourceConfig = dataclasses.field(default_factory=lambda: SourceConfig(split="rl", size=20_000))
+    late: LatePhase | None = None  # instead of `source` from one of the rollouts on
     prompt: PromptConfig = dataclasses.field(default_factory=PromptConfig)
     decoding: DecodingConfig = dataclasses.field(default_factory=DecodingConfig)
     length_schedule: tuple[tuple[int, int], ...] = ()  # (first update, response limit); empty: decoding.max_new_tokens
@@ -70,6 +84,10 @@ class RLConfig:
         if needed > self.row_length:
             raise ValueError(
                 f"row_length: {self.row_length} is too short for prompt.width + decoding.max_new_tokens - 1 = {needed}"
+            )
+        if self.late is not None and self.late.from_rollout >= self.rollouts:
+            raise ValueError(
+                f"late.from_rollout: {self.late.from_rollout} is not one of the rollouts 0 to {self.rollouts - 1}"
             )
         if self.shared_prompts and self.sequence_loss:
             raise ValueError(
