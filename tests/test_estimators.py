@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import fractions
+import itertools
 import json
 import math
+import statistics
 
 import numpy as np
 import pytest
@@ -81,18 +84,47 @@ def test_bootstrap_interval_of_many_problems_is_the_normal_one() -> None:
     assert estimators.bootstrap_interval([1.0, 1.0], seed=0) == (1.0, 1.0)
 
 
-def test_table_by_difficulty_is_in_ascending_order() -> None:
-    table = estimators.by_group(
-        correct=[[1, 1], [1, 0], [0, 0]],
-        graded=np.ones((3, 2)),
-        answers=[["1", "1"], ["1", "2"], ["0", "0"]],
-        right=[{"1"}, {"1"}, {"1"}],
-        groups=[10, 9, 10],
-    )
-    assert list(table) == [9, 10]
-    assert table[9]["pass_at_1"] == 0.5
-    assert table[9]["cons_at_k"] == 0.5
-    assert table[10] == {"problems": 2, "pass_at_1": 0.5, "pass_at_1_se": 0.5, "cons_at_k": 0.5}
+@pytest.mark.parametrize(
+    "scores", [(1, 1, 1, 0), (1, 1 / 2, 0, 0), (1 / 3, 1, 0, 1 / 2), (1, 0, 0, 0), (1 / 2, 1 / 2, 1 / 2, 1)]
+)
+@pytest.mark.parametrize("level", [0.95, 0.8])
+def test_bootstrap_interval_is_that_of_all_resamples(scores: tuple[float, ...], level: float) -> None:
+    """Four problems have 4^4 resamples: their means, each counted once, are what random draws estimate."""
+    means = sorted(sum(chosen) / 4 for chosen in itertools.product(scores, repeat=4))
+    assert len(means) == 256
+
+    def quantile(share: float) -> float:
+        """The smallest mean that at least this share of all resamples does not exceed."""
+        return next(mean for i, mean in enumerate(means, start=1) if i >= share * len(means))
+
+    low, high = estimators.bootstrap_interval(scores, seed=0, draws=20_000, level=level)
+    assert low == pytest.approx(quantile((1 - level) / 2))
+    assert high == pytest.approx(quantile((1 + level) / 2))
+
+
+def test_random_tables_agree_with_exact_arithmetic() -> None:
+    rng = np.random.default_rng(0)
+    for problems, k in ((2, 1), (5, 3), (30, 8)):
+        correct, graded = rng.random((problems, k)) < 0.4, rng.random((problems, k)) < 0.7
+        rows = [
+            fractions.Fraction(sum(int(c) for c, g in zip(row, known, strict=True) if g), sum(map(int, known)))
+            for row, known in zip(correct, graded, strict=True)
+            if any(known)
+        ]
+        mean, error = estimators.pass_at_1(correct, graded)
+        assert mean == pytest.approx(float(statistics.mean(rows)))
+        # The error of a mean of n independent numbers: sqrt(sum (x - mean)^2 / (n - 1) / n).
+        assert error == pytest.approx(math.sqrt(statistics.variance(rows) / len(rows)))
+
+
+def test_shared_credit_of_ties_is_the_mean_over_winners_drawn_at_random() -> None:
+    rng = np.random.default_rng(1)
+    for _ in range(20):
+        votes = [str(v) for v in rng.integers(0, 4, 6)]
+        counts = {vote: votes.count(vote) for vote in votes}
+        winners = [vote for vote in counts if counts[vote] == max(counts.values())]
+        drawn = [vote in ("0", "2") for vote in rng.choice(winners, 4000)]
+        assert estimators.majority_credit(votes, {"0", "2"}) == pytest.approx(np.mean(drawn), abs=0.04)
 
 
 def test_difference_of_two_estimates() -> None:
@@ -111,8 +143,13 @@ def evaluation(**changes: object) -> estimators.Evaluation:
         "finished": np.array([[1, 1], [1, 0]], dtype=bool),
         "format": np.array([[1.0, 0.0], [1.0, 1.0]]),
         "language": np.array([[0.5, np.nan], [1.0, 0.0]]),
+        "single_language": np.array([[0.0, 0.0], [1.0, 0.0]]),
+        "readable_summary": np.array([[1.0, 0.0], [1.0, 1.0]]),
         "reflection": np.array([[0, 3], [0, 1]]),
-        "groups": [3, 4],
+        "compared": np.array([True, True]),
+        "rewards": {"accuracy": np.array([[1.0, 0.0], [1.0, np.nan]])},
+        "domains": ["", ""],
+        "groups": ["sum, 10 steps", "sum, 9 steps"],
     }
     return estimators.Evaluation(**(fields | changes))  # type: ignore[arg-type]
 
@@ -120,15 +157,44 @@ def evaluation(**changes: object) -> estimators.Evaluation:
 def test_summary_of_an_evaluation() -> None:
     figures = estimators.summarize(evaluation())
     assert figures["pass_at_1"] == pytest.approx((1 / 2 + 1) / 2)
+    assert figures["pass_at_1_se"] == pytest.approx(1 / 4)  # of two numbers half their distance
     assert figures["cons_at_k"] == pytest.approx((1 / 2 + 1) / 2)
     assert (figures["problems"], figures["k"], figures["ungradable"]) == (2, 2, 1)
-    assert (figures["length_mean"], figures["length_max"]) == (25.0, 40)
+    assert (figures["length_mean"], figures["length_mean_se"], figures["length_max"]) == (25.0, 10.0, 40)
     assert figures["length_std"] == pytest.approx(math.sqrt(125))
-    assert figures["truncation_rate"] == 0.25
-    assert figures["format"] == 0.75
+    assert (figures["truncation_rate"], figures["truncation_rate_se"]) == (0.25, 0.25)
+    assert (figures["format"], figures["format_se"]) == (0.75, 0.25)
     assert figures["language"] == pytest.approx((0.5 + 0.5) / 2)  # the response without words is left out
+    assert (figures["single_language"], figures["single_language_se"]) == (0.25, 0.25)
+    assert (figures["readable_summary"], figures["readable_summary_se"]) == (0.75, 0.25)
     assert figures["reflection_words"] == 1.0
-    assert figures["by_group"]["3"]["pass_at_1"] == 0.5
+    assert figures["rewards"] == {"accuracy": {"mean": 0.75, "mean_se": 0.25}}
+    assert list(figures["by_group"]) == ["sum, 9 steps", "sum, 10 steps"]
+    assert figures["by_group"]["sum, 10 steps"]["pass_at_1"] == 0.5
+    assert figures["by_domain"]["reasoning"] == {n: f for n, f in figures.items() if not n.startswith("by_")}
+
+
+def test_figures_of_a_domain_are_those_of_its_problems_alone() -> None:
+    """General requests have no right answers: they have every figure but those of votes, and no part in those."""
+    nothing = np.zeros((1, 2))
+    figures = estimators.summarize(
+        evaluation(
+            domains=["reasoning", "helpful"],
+            compared=np.array([True, False]),
+            graded=np.array([[1, 1], [0, 0]], dtype=bool),
+            right=[{"5"}, None],
+            rewards={"helpfulness": np.concatenate([nothing + np.nan, nothing + 2.5])},
+            groups=[None, None],
+        )
+    )
+    reasoning, helpful = figures["by_domain"]["reasoning"], figures["by_domain"]["helpful"]
+    assert figures["pass_at_1"] == reasoning["pass_at_1"] == 0.5
+    assert figures["cons_at_k"] == reasoning["cons_at_k"] == 0.5
+    assert [helpful[n] for n in ("pass_at_1", "pass_at_1_se", "cons_at_k", "cons_at_k_low")] == [None] * 4
+    assert (helpful["problems"], helpful["length_mean"], helpful["ungradable"]) == (1, 35.0, 0)
+    assert helpful["rewards"]["helpfulness"] == {"mean": 2.5, "mean_se": None}
+    assert reasoning["rewards"]["helpfulness"] == {"mean": None, "mean_se": None}
+    assert "by_group" not in figures
 
 
 def test_summary_is_valid_json_even_where_undefined() -> None:
@@ -141,3 +207,7 @@ def test_summary_is_valid_json_even_where_undefined() -> None:
 def test_summary_names_the_array_of_another_shape() -> None:
     with pytest.raises(ValueError, match=r"evaluation\.lengths has shape \(1, 2\), correct has \(2, 2\)"):
         estimators.summarize(evaluation(lengths=np.array([[1, 2]])))
+    with pytest.raises(ValueError, match=r"evaluation\.rewards\[safety\] has shape \(2, 1\), correct has \(2, 2\)"):
+        estimators.summarize(evaluation(rewards={"safety": np.zeros((2, 1))}))
+    with pytest.raises(ValueError, match=r"evaluation\.domains is of 1 problems, correct of 2"):
+        estimators.summarize(evaluation(domains=[""]))

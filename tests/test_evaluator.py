@@ -19,7 +19,10 @@ def completion(answer: str) -> str:
 
 
 def graded_answers(answers: list[list[str]], examples: list[Example]) -> GradedRollout:
-    texts = tuple(completion(answer) for row in answers for answer in row)
+    return graded_texts([completion(answer) for row in answers for answer in row], examples, RewardConfig())
+
+
+def graded_texts(texts: list[str], examples: list[Example], rewards: RewardConfig) -> GradedRollout:
     count = len(texts)
     rollout = Rollout(
         prompt_tokens=np.ones((count, 2), np.int32),
@@ -29,8 +32,8 @@ def graded_answers(answers: list[list[str]], examples: list[Example]) -> GradedR
         sampler_logprobs=np.zeros((count, 4), np.float32),
         finished=np.ones(count, bool),
     )
-    with open_grading(RewardConfig()) as grading:
-        return grade(rollout, texts, examples, grading)
+    with open_grading(rewards) as grading:
+        return grade(rollout, tuple(texts), examples, grading)
 
 
 def test_right_answers_in_any_writing_and_order_are_one_vote() -> None:
@@ -85,3 +88,70 @@ def test_a_problem_without_a_usable_reference_has_no_majority() -> None:
     assert evaluation.right[0] is None
     assert evaluation.right[1] == {"2"}
     assert summarize(evaluation)["cons_at_k"] == 0.5  # the tie of "2" and "3"
+
+
+ENGLISH, CHINESE = Example("e", "?", "9", "sum"), Example("z", "?", "9", "sum", language="zh")
+
+
+def shares(example: Example, *texts: str, pattern: str = "summary") -> tuple[list[float], list[float]]:
+    """Single language and readable summary of completions of one question."""
+    graded = graded_texts(list(texts), [example], RewardConfig(pattern=pattern))
+    evaluation = evaluation_of([graded], pattern)
+    return evaluation.single_language[0].tolist(), evaluation.readable_summary[0].tolist()
+
+
+def test_a_thought_is_in_one_language_if_nearly_all_of_its_words_are() -> None:
+    words = "so the sum of both is found "  # seven words
+    single, _ = shares(
+        ENGLISH,
+        f"<think> {words * 3} 得 </think> so <answer> 9 </answer>",  # 21 of 22 words: 0.954
+        f"<think> {words * 2} 得 </think> so <answer> 9 </answer>",  # 14 of 15: 0.933
+        f"<think> {words} </think> 所以 <answer> 9 </answer>",  # the summary is not the thought
+        "<think> 4 + 5 = 9 </think> so <answer> 9 </answer>",  # no word is in no language
+        f"<think> {words} <answer> 9 </answer>",  # not well-formed: all of it is looked at
+    )
+    assert single == [1.0, 0.0, 1.0, 0.0, 1.0]
+    assert shares(CHINESE, f"<think> {words} </think> x", "<think> 先算和再相加 </think> x")[0] == [0.0, 1.0]
+
+
+def test_a_summary_is_readable_if_it_has_words_of_the_language() -> None:
+    _, readable = shares(
+        ENGLISH,
+        "<think> so </think> the result is <answer> 9 </answer>",
+        "<think> so </think> <answer> 9 </answer>",  # R1-Zero's form: an answer and no word
+        "<think> so </think> result <answer> 9 </answer>",  # one word
+        "<think> so </think> 结果是 <answer> 9 </answer>",
+        "<think> so </think> the 结 result is <answer> 9 </answer>",  # 3 of 4 words
+        "<think> the result is 9",  # no closed thought
+        "<think> so </think> take <answer> the cat </answer>",  # an answer in words is part of what is read
+    )
+    assert readable == [1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0]
+    assert shares(CHINESE, "<think> so </think> 结果是 <answer> 9 </answer>")[1] == [1.0]
+
+
+def test_votes_and_thoughts_of_released_models_are_read_in_their_form() -> None:
+    text = "4 and 5 make this </think> The result is \\boxed{9}."  # the prompt has opened the thought
+    graded = graded_texts([text, text.replace("9", "8"), text], [ENGLISH], RewardConfig(pattern="boxed"))
+    evaluation = evaluation_of([graded], "boxed")
+    assert evaluation.answers == [["9", "8", "9"]]
+    assert (evaluation.correct.tolist(), evaluation.right) == ([[True, False, True]], [{"9"}])
+    assert (evaluation.format.tolist(), evaluation.readable_summary.tolist()) == ([[1.0] * 3], [[1.0] * 3])
+
+
+def test_general_requests_are_not_compared_and_difficulties_are_named_as_their_source_does() -> None:
+    mixed = RewardConfig(domains={"": {}, "helpful": {"comparison": "none", "accuracy": 0.0}})
+    examples = [
+        Example("a", "?", "9", "math_500", metadata={"level": "Level 5"}),
+        Example("b", "?", "9", "math_500", metadata={"level": 5}),
+        Example("c", "?", "", "poems", domain="helpful"),
+        Example("d", "?", "9", "sum", metadata={"steps": 3}),
+        Example("e", "?", "9", "programs", metadata={"difficulty": "hard"}),
+    ]
+    evaluation = evaluation_of([graded_texts([completion("9")] * 5, examples, mixed)])
+    assert evaluation.compared.tolist() == [True, True, False, True, True]
+    assert evaluation.groups == ["math_500, level 5", "math_500, level 5", "poems", "sum, 3 steps", "programs, hard"]
+    figures = summarize(evaluation)
+    assert (figures["pass_at_1"], figures["ungradable"]) == (1.0, 0)
+    assert figures["by_domain"]["helpful"]["cons_at_k"] is None
+    assert figures["by_group"]["math_500, level 5"]["problems"] == 2
+    assert evaluation_of([graded_texts([completion("9")], [examples[2]], mixed)]).groups == [None]

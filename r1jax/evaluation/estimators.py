@@ -10,13 +10,27 @@ from __future__ import annotations
 import collections
 import dataclasses
 import math
-from collections.abc import Collection, Hashable, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from r1jax.evaluation.records import natural_key
+
+INDICES_AT_ONCE = 2**20  # of a bootstrap's draws
+# Fields of Evaluation by what they have an entry for.
+PER_RESPONSE = (
+    "graded",
+    "lengths",
+    "finished",
+    "format",
+    "language",
+    "single_language",
+    "readable_summary",
+    "reflection",
+)
+PER_PROBLEM = ("answers", "right", "compared", "domains", "groups")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,15 +48,20 @@ class Evaluation:
     """Everything measured on k samples of each of P problems; see `summarize`."""
 
     correct: NDArray[np.bool_]  # [P, k], False for a response cut by the length limit unless the grader says otherwise
-    graded: NDArray[np.bool_]  # [P, k], False where the grader could not decide
+    graded: NDArray[np.bool_]  # [P, k], False where the grader could not decide, and where nothing is right or wrong
     answers: Sequence[Sequence[Hashable | None]]  # [P][k] canonical answers, None where a response gives none
     right: Sequence[Collection[Hashable] | None]  # [P] the canonical answers that the grader accepts; None: not graded
     lengths: NDArray[np.int64]  # [P, k] tokens, the stop token included
     finished: NDArray[np.bool_]  # [P, k], False where the length limit cut the response
     format: NDArray[np.float64]  # [P, k], 1 where the response has the required tags
     language: NDArray[np.float64]  # [P, k] share of words in the prompt's language, nan where there are no words
+    single_language: NDArray[np.float64]  # [P, k], 1 where the thought is in the prompt's language only; nan: unknown
+    readable_summary: NDArray[np.float64]  # [P, k], 1 where a summary in the prompt's language follows; nan: unknown
     reflection: NDArray[np.int64]  # [P, k] reflection words in the response
-    groups: Sequence[Hashable] | None = None  # [P] difficulty of the problem, such as its number of steps
+    compared: NDArray[np.bool_]  # [P], False where no answer is right or wrong, such as a request for a poem
+    rewards: Mapping[str, NDArray[np.float64]]  # name -> [P, k], every reward; nan where it is not given or not graded
+    domains: Sequence[str]  # [P]
+    groups: Sequence[str | None]  # [P] difficulty of the problem, such as its number of steps; None: not known
 
 
 def mean_over_problems(values: ArrayLike, mask: ArrayLike | None = None) -> tuple[float, float]:
@@ -101,8 +120,10 @@ def bootstrap_interval(values: ArrayLike, *, seed: int, draws: int = 2000, level
     if x.size == 0:
         return math.nan, math.nan
     rng = np.random.default_rng(seed)
-    # One draw at a time: P x draws indices at once would be large for thousands of problems.
-    means = np.array([x[rng.integers(0, x.size, x.size)].mean() for _ in range(draws)])
+    # Some draws at a time: P x draws indices at once would be large for thousands of problems.
+    at_once = max(1, INDICES_AT_ONCE // x.size)
+    sizes = [min(at_once, draws - first) for first in range(0, draws, at_once)]
+    means = np.concatenate([x[rng.integers(0, x.size, (size, x.size))].mean(axis=1) for size in sizes])
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
@@ -132,33 +153,6 @@ def cons_at_k(
     return Consensus(float(np.mean(scores)) if scores else math.nan, low, high, len(scores))
 
 
-def by_group(
-    correct: ArrayLike,
-    graded: ArrayLike,
-    answers: Sequence[Sequence[Hashable | None]],
-    right: Sequence[Collection[Hashable] | None],
-    groups: Sequence[Hashable],
-) -> dict[Hashable, dict[str, float]]:
-    """pass@1 (with its standard error) and cons@k of each difficulty, in natural order (9 before 10).
-
-    Args:
-        groups: [P] the difficulty of each problem, such as its number of steps.
-    """
-    credit, ok = np.asarray(correct), np.asarray(graded)
-    table: dict[Hashable, dict[str, float]] = {}
-    for kind in sorted(set(groups), key=lambda kind: natural_key(str(kind))):
-        rows = [i for i, group in enumerate(groups) if group == kind]
-        mean, error = pass_at_1(credit[rows], ok[rows])
-        consensus = cons_at_k([answers[i] for i in rows], [right[i] for i in rows], draws=1)
-        table[kind] = {
-            "problems": len(rows),
-            "pass_at_1": mean,
-            "pass_at_1_se": error,
-            "cons_at_k": consensus.mean,
-        }
-    return table
-
-
 def difference(before: tuple[float, float], after: tuple[float, float]) -> tuple[float, float]:
     """after - before of two (mean, standard error) pairs, with the error of a difference of independent estimates.
 
@@ -176,40 +170,80 @@ def summarize(evaluation: Evaluation, *, seed: int = 0) -> dict[str, Any]:
     """The figures of an evaluation under the names that `summary.json` and the report use; undefined ones are None.
 
     Rates and shares are in [0, 1], lengths in tokens, `reflection_words` per response, `ungradable` a count of
-    responses. Format, lengths and truncation are over all responses; the language share over those with words.
+    responses. Whatever has an error has it under its name with `_se`: of the mean over problems. Format, lengths,
+    truncation, single language and readable summaries are over all responses, the language share over those with
+    words; pass@1 and cons@k over the problems that have right answers.
+
+    `by_domain` has the same figures of each domain, `by_group` those of each difficulty, in natural order (9 before
+    10); problems of unknown difficulty are in no group.
     """
     e = evaluation
     shape = np.shape(e.correct)
-    for name in ("graded", "lengths", "finished", "format", "language", "reflection"):
-        if np.shape(getattr(e, name)) != shape:
-            raise ValueError(f"evaluation.{name} has shape {np.shape(getattr(e, name))}, correct has {shape}")
-    mean, error = pass_at_1(e.correct, e.graded)
-    consensus = cons_at_k(e.answers, e.right, seed=seed)
-    length, length_error = mean_over_problems(e.lengths)
+    arrays = {name: getattr(e, name) for name in PER_RESPONSE} | {f"rewards[{k}]": v for k, v in e.rewards.items()}
+    for name, array in arrays.items():
+        if np.shape(array) != shape:
+            raise ValueError(f"evaluation.{name} has shape {np.shape(array)}, correct has {shape}")
+    for name in PER_PROBLEM:
+        if len(getattr(e, name)) != shape[0]:
+            raise ValueError(f"evaluation.{name} is of {len(getattr(e, name))} problems, correct of {shape[0]}")
+    figures = _figures(e, seed)
+    domains = sorted({_domain(name) for name in e.domains})
+    figures["by_domain"] = {
+        domain: _figures(_select(e, [i for i, name in enumerate(e.domains) if _domain(name) == domain]), seed)
+        for domain in domains
+    }
+    groups = sorted({group for group in e.groups if group is not None}, key=natural_key)
+    if groups:
+        figures["by_group"] = {
+            group: _figures(_select(e, [i for i, own in enumerate(e.groups) if own == group]), seed) for group in groups
+        }
+    return figures
+
+
+def _domain(name: str) -> str:
+    """Of the questions that name none: they are graded by rules."""
+    return name or "reasoning"
+
+
+def _select(e: Evaluation, rows: Sequence[int]) -> Evaluation:
+    """The evaluation of some of its problems."""
+    arrays = {name: getattr(e, name)[rows] for name in ("correct", "compared", *PER_RESPONSE)}
+    lists = {name: [getattr(e, name)[i] for i in rows] for name in ("answers", "right", "domains", "groups")}
+    return Evaluation(**arrays, **lists, rewards={name: array[rows] for name, array in e.rewards.items()})
+
+
+def _figures(e: Evaluation, seed: int) -> dict[str, Any]:
+    """The figures of all problems of an evaluation together."""
+    rows = np.flatnonzero(e.compared)
+    correct, graded = np.asarray(e.correct, bool)[rows], np.asarray(e.graded, bool)[rows]
+    consensus = cons_at_k([e.answers[i] for i in rows], [e.right[i] for i in rows], seed=seed)
     figures: dict[str, Any] = {
-        "problems": shape[0],
-        "k": shape[1],
-        "pass_at_1": _plain(mean),
-        "pass_at_1_se": _plain(error),
+        "problems": len(e.correct),
+        "k": np.shape(e.correct)[1],
+        **_with_error("pass_at_1", correct, graded),
         "cons_at_k": _plain(consensus.mean),
         "cons_at_k_low": _plain(consensus.low),
         "cons_at_k_high": _plain(consensus.high),
-        "length_mean": _plain(length),
-        "length_mean_se": _plain(length_error),
+        # Where this is much lower, answers may have found a way to have no grade.
+        "pass_at_1_ungraded_wrong": float(np.mean(correct & graded)) if len(rows) else None,
+        "ungradable": int(np.sum(~graded)),
+    }
+    figures |= {
+        **_with_error("length_mean", e.lengths),
         "length_std": float(np.std(e.lengths)),
         "length_max": int(np.max(e.lengths)),
-        "truncation_rate": float(1.0 - np.mean(e.finished)),
-        "format": _plain(mean_over_problems(e.format)[0]),
-        "language": _plain(mean_over_problems(np.nan_to_num(e.language), ~np.isnan(e.language))[0]),
-        "reflection_words": _plain(mean_over_problems(e.reflection)[0]),
-        "ungradable": int(np.sum(~np.asarray(e.graded))),
-        # Where this is much lower, answers may have found a way to have no grade.
-        "pass_at_1_ungraded_wrong": float(np.mean(np.asarray(e.correct) & np.asarray(e.graded))),
+        **_with_error("truncation_rate", ~np.asarray(e.finished, bool)),
     }
-    if e.groups is not None:
-        table = by_group(e.correct, e.graded, e.answers, e.right, e.groups)
-        figures["by_group"] = {
-            str(kind): {name: _plain(value) for name, value in row.items()} | {"problems": int(row["problems"])}
-            for kind, row in table.items()
-        }
+    for name in ("format", "language", "single_language", "readable_summary"):
+        figures |= _with_error(name, np.nan_to_num(getattr(e, name)), ~np.isnan(getattr(e, name)))
+    figures |= _with_error("reflection_words", e.reflection)
+    figures["rewards"] = {
+        name: _with_error("mean", np.nan_to_num(values), ~np.isnan(values)) for name, values in e.rewards.items()
+    }
     return figures
+
+
+def _with_error(name: str, values: ArrayLike, mask: ArrayLike | None = None) -> dict[str, float | None]:
+    """A mean over problems and its standard error."""
+    mean, error = mean_over_problems(values, mask)
+    return {name: _plain(mean), f"{name}_se": _plain(error)}

@@ -12,10 +12,14 @@ from r1jax.evaluation.estimators import Evaluation
 from r1jax.rewards.answer import extract_final_answer
 from r1jax.rewards.combine import Scores
 from r1jax.rewards.grading import Grading
-from r1jax.rewards.languages.language import language_share, reflection_count, thought_of
+from r1jax.rewards.languages.language import language_share, reflection_count, thought_of, word_counts
 from r1jax.rewards.mathematics.math_accuracy import answer_key
+from r1jax.rewards.patterns import PATTERNS, summary_of
 from r1jax.rollout import Completer, GradedRollout, load_graded, save_graded
 from r1jax.types import Array, Example, Params, Score
+
+ONE_LANGUAGE = 0.95  # share of words from which a text is in one language: names and formulas are in none
+SUMMARY_WORDS = 2  # fewest in a summary: an answer alone is not one
 
 
 def answer_examples(
@@ -42,24 +46,28 @@ def answer_examples(
     return graded
 
 
-def evaluation_of(parts: Sequence[GradedRollout]) -> Evaluation:
-    """What was measured on graded answers; all parts have the same number of samples per example."""
+def evaluation_of(parts: Sequence[GradedRollout], pattern: str = "answer") -> Evaluation:
+    """What was measured on graded answers; all parts have the same number of samples per example.
+
+    pattern: the form that the answers were asked in, a key of `rewards.patterns.PATTERNS`.
+    """
     samples = parts[0].samples
     examples = [example for part in parts for example in part.examples]
     texts = [text for part in parts for text in part.texts]
     scores = [score for part in parts for score in part.scores]
+    asked = [examples[i // samples] for i in range(len(texts))]
     shape = (len(examples), samples)
 
     def table(values: Any, dtype: Any) -> np.ndarray:
         return np.array(values, dtype).reshape(shape)
 
-    accuracies = [score.parts["accuracy"] for score in scores]
-    shares = [_share(*pair, examples[i // samples]) for i, pair in enumerate(zip(texts, scores, strict=True))]
-    graded = table([a.graded for a in accuracies], bool)
-    correct = table([is_right(a) for a in accuracies], bool)
-    votes = [_vote(text, examples[i // samples]) for i, text in enumerate(texts)]
+    accuracies = [score.parts.get("accuracy") for score in scores]
+    shares = [_share(*of, pattern) for of in zip(texts, scores, asked, strict=True)]
+    graded = table([a is not None and a.graded for a in accuracies], bool)
+    correct = table([a is not None and is_right(a) for a in accuracies], bool)
+    votes = [_vote(text, example, pattern) for text, example in zip(texts, asked, strict=True)]
     answers = [votes[i : i + samples] for i in range(0, len(votes), samples)]
-    steps = [example.metadata.get("steps") for example in examples]
+    names = sorted({name for score in scores for name in score.parts})
     return Evaluation(
         correct=correct,
         graded=graded,
@@ -69,14 +77,64 @@ def evaluation_of(parts: Sequence[GradedRollout]) -> Evaluation:
         finished=table(np.concatenate([p.rollout.finished for p in parts]), bool),
         format=table([s.parts["format"].value for s in scores], np.float64),
         language=table([np.nan if share is None else share for share in shares], np.float64),
+        single_language=table([_single(*of) for of in zip(shares, scores, strict=True)], np.float64),
+        readable_summary=table([_readable(*of) for of in zip(texts, scores, asked, strict=True)], np.float64),
         reflection=table([reflection_count(text) for text in texts], np.int64),
-        groups=[f"{e.task}, {s} steps" for e, s in zip(examples, steps, strict=True)] if None not in steps else None,
+        compared=table([a is not None for a in accuracies], bool).any(axis=1),
+        rewards={name: table([_value(score, name) for score in scores], np.float64) for name in names},
+        domains=[example.domain for example in examples],
+        groups=_difficulties(examples),
     )
 
 
-def _share(text: str, scores: Scores, example: Example) -> float | None:
-    """The share of words in the example's language; None without a word, or where that language cannot be told."""
-    return language_share(thought_of(text), example.language) if scores.parts["language"].graded else None
+def _language_known(scores: Scores) -> bool:
+    """Whether it can be told if text is in the prompt's language."""
+    return scores.parts["language"].graded
+
+
+def _share(text: str, scores: Scores, example: Example, pattern: str) -> float | None:
+    """The share of the thought's words in the example's language; None without a word, or where that language cannot
+    be told."""
+    if not _language_known(scores):
+        return None
+    return language_share(thought_of(text, PATTERNS[pattern].parse), example.language)
+
+
+def _single(share: float | None, scores: Scores) -> float:
+    """1 where nearly all words of a thought, and at least one, are in the example's language; nan where that language
+    cannot be told."""
+    return float((share or 0.0) >= ONE_LANGUAGE) if _language_known(scores) else np.nan
+
+
+def _readable(text: str, scores: Scores, example: Example) -> float:
+    """1 where what follows the thought has `SUMMARY_WORDS` words or more, nearly all of them in the example's language;
+    nan where that language cannot be told."""
+    if not _language_known(scores):
+        return np.nan
+    summary = summary_of(text) or ""
+    if sum(word_counts(summary).values()) < SUMMARY_WORDS:
+        return 0.0
+    return float((language_share(summary, example.language) or 0.0) >= ONE_LANGUAGE)
+
+
+def _value(scores: Scores, name: str) -> float:
+    part = scores.parts.get(name)
+    return part.value if part is not None and part.graded else np.nan
+
+
+def _difficulties(examples: Sequence[Example]) -> list[str | None]:
+    """How hard each problem is, in words; of one that does not say, its task if there are several, else None."""
+    tasks = {example.task for example in examples}
+    return [_difficulty(example) or (example.task if len(tasks) > 1 else None) for example in examples]
+
+
+def _difficulty(example: Example) -> str | None:
+    told = example.metadata
+    if told.get("steps") is not None:
+        return f"{example.task}, {told['steps']} steps"
+    if told.get("level") is not None:
+        return f"{example.task}, level {str(told['level']).lower().removeprefix('level').strip()}"
+    return None if told.get("difficulty") is None else f"{example.task}, {told['difficulty']}"
 
 
 def is_right(score: Score) -> bool:
@@ -84,9 +142,9 @@ def is_right(score: Score) -> bool:
     return score.graded and score.value >= 1.0
 
 
-def _vote(text: str, example: Example) -> str | None:
+def _vote(text: str, example: Example, pattern: str) -> str | None:
     """The same string for answers that state the same; None for a completion without an answer."""
-    answer = extract_final_answer(text)
+    answer = extract_final_answer(PATTERNS[pattern].tagged(text))
     return None if answer is None else answer_key(answer, bool(example.metadata.get("any_order", False)))
 
 
