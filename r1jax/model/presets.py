@@ -47,6 +47,19 @@ def _llama3(width: int, layers: int, heads: int, ffn: int) -> ModelConfig:
     )
 
 
+def _tiny_student(qkv_bias: bool) -> ModelConfig:
+    return ModelConfig(
+        vocab_size=512,
+        width=96,
+        num_dense_layers=3,
+        ffn_dim=256,
+        attention=GQAConfig(num_heads=2, num_kv_heads=1, head_dim=48, qkv_bias=qkv_bias),
+        rope=RopeConfig(theta=1000.0),
+        max_positions=512,
+        init_std=0.05,
+    )
+
+
 PRESETS: dict[str, ModelConfig] = {
     "tiny_mla_moe": ModelConfig(
         vocab_size=512,
@@ -78,6 +91,9 @@ PRESETS: dict[str, ModelConfig] = {
         max_positions=512,
         init_std=0.05,
     ),
+    # Students for a laptop, smaller than their teacher: the shapes of Qwen2.5 (biases on q, k and v) and of Llama.
+    "tiny_qwen": _tiny_student(qkv_bias=True),
+    "tiny_llama": _tiny_student(qkv_bias=False),
     "smollm2_135m": ModelConfig(
         vocab_size=49152,
         width=576,
