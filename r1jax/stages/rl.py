@@ -16,7 +16,6 @@ import pathlib
 import time
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -42,12 +41,10 @@ from r1jax.metrics import (
     Progress,
     StepTimer,
     check_finite,
-    elapsed_seconds,
     matrix_product_rate,
     read_rows,
 )
 from r1jax.model.config import ModelConfig
-from r1jax.model.flops import forward_flops, sampling_flops, training_flops
 from r1jax.model.heads import unembedding
 from r1jax.model.outputs import Output
 from r1jax.model.transformer import Transformer
@@ -67,6 +64,7 @@ from r1jax.stages.graders import check_comparable, check_rewards, stage_grading
 from r1jax.stages.interruption import Interruption
 from r1jax.stages.policy import Policy, describe_policy, describe_source, load_policy, save_policy
 from r1jax.stages.rl_config import RLConfig
+from r1jax.stages.rl_summary import cost_of, evaluation_row, summarize_rows
 from r1jax.stages.state import (
     Accumulated,
     GradientAccumulator,
@@ -227,43 +225,6 @@ def check_fit(
     check_divides("micro_rows", config.micro_rows, mesh)
     check_asking(config.prompt, config.decoding, mesh, model, tokenizer, sources, config.group_size)
     check_comparable("evaluation.source", config.rewards, sources.get("evaluation.source", ()))
-
-
-def summarize_rows(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What a whole run says of itself: how far sampler and trainer were apart, and how much was compiled when."""
-    ends = [row for row in rows if "logprob_gap_max" in row]
-    summary: dict[str, Any] = {
-        "logprob_gap_mean": float(np.mean([row["logprob_gap_mean"] for row in ends])),
-        "logprob_gap_max": max(row["logprob_gap_max"] for row in ends),
-        "kl_ref": ends[-1]["kl_ref"],
-        "entropy": ends[-1]["entropy"],
-    }
-    if "expert_difference" in ends[0]:
-        summary["expert_difference"] = float(np.mean([row["expert_difference"] for row in ends]))
-    compiled = [int(row["time"]["compilations"]) for row in ends]
-    return summary | {"time": {"compilations_first_rollout": compiled[0], "compilations_later": sum(compiled[1:])}}
-
-
-def cost_of(rows: Sequence[Mapping[str, Any]], config: RLConfig, model: ModelConfig) -> dict[str, float]:
-    """What a whole run took: sampling, a pass each for old and reference log-probs, and the updates. Evaluations apart.
-
-    tokens_trained counts prompts too, as often as they are packed.
-    """
-    ends = [row for row in rows if "packed_tokens" in row]
-    responses = len(ends) * config.prompts * config.group_size
-    packed = sum(row["packed_tokens"] for row in ends)
-    sampled = sum(row["length_mean"] for row in ends) * config.prompts * config.group_size
-    prompts = sum(row["sampled_tokens"] for row in ends) - sampled  # each is read once
-    response, prompt = sampled / responses, prompts / (len(ends) * config.prompts)
-    trained = packed * config.inner_epochs
-    flops = sampling_flops(model, sampled, response, prompt) + forward_flops(model, prompts, prompt)
-    flops += 2 * forward_flops(model, packed, prompt + response) + training_flops(model, trained, prompt + response)
-    return {
-        "tokens_trained": trained,
-        "tokens_sampled": sampled,
-        "seconds": elapsed_seconds(rows),
-        "flops": flops,
-    }
 
 
 class Loop:
@@ -435,9 +396,8 @@ class Loop:
                 self.workdir / "evaluations" / f"{step:06d}.npz",
                 self.config.response_limit(step),
             )
-        figures = summarize(evaluation_of([answers]))
-        names = ("pass_at_1", "pass_at_1_se", "cons_at_k", "length_mean", "format", "language", "truncation_rate")
-        self.writer.write(step, {f"eval/{name}": figures[name] for name in names if figures[name] is not None})
+        figures = summarize(evaluation_of([answers], self.config.rewards.pattern))
+        self.writer.write(step, evaluation_row(figures))
 
     def log_samples(self, graded: GradedRollout, index: int, step: int) -> None:
         """Some completions of the rollout, chosen at random."""
