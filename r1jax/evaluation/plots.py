@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 
 import matplotlib as mpl
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
@@ -116,7 +117,7 @@ PRETRAIN_PANELS = (
     Panel("learning_rate", "Learning rate", "", (("learning_rate", "rate"),), "zero"),
 )
 
-PANELS = {"rl": RL_PANELS, "pretrain": PRETRAIN_PANELS}
+PANELS = {"rl": RL_PANELS, "pretrain": PRETRAIN_PANELS, "sft": PRETRAIN_PANELS}
 
 
 def png(figure: Figure) -> bytes:
@@ -135,7 +136,8 @@ def running_mean(values: np.ndarray, width: int) -> np.ndarray:
     return (sums[high] - sums[low]) / (high - low)
 
 
-def _canvas(size: tuple[float, float], title: str, unit: str, *, legend: bool) -> tuple[Figure, Axes]:
+def canvas(size: tuple[float, float], title: str, unit: str, *, legend: bool) -> tuple[Figure, Axes]:
+    """An empty figure over steps, with room for a legend below the title if there is to be one."""
     figure = Figure(figsize=size, layout=ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.06))
     axes = figure.add_subplot()
     axes.set_title(title, loc="left", fontsize=10.5, color=INK, fontweight="bold", pad=24 if legend else 8)
@@ -151,9 +153,10 @@ def _canvas(size: tuple[float, float], title: str, unit: str, *, legend: bool) -
     return figure, axes
 
 
-def _legend(axes: Axes, columns: int = 4, size: float = 8.5) -> None:
-    """Above the axes and below the title, where it can cover no line."""
+def add_legend(axes: Axes, columns: int = 4, size: float = 8.5, handles: Sequence[Artist] | None = None) -> None:
+    """Above the axes and below the title, where it can cover no line; of all labelled lines if not of `handles`."""
     legend = axes.legend(
+        handles=handles,
         loc="lower left",
         bbox_to_anchor=(-0.01, 1.0),
         ncols=columns,
@@ -190,7 +193,7 @@ def accuracy_figure(rows: Sequence[Row], k: int | None = None) -> Figure | None:
     consensus, training = series(rows, "eval/cons_at_k"), series(rows, "accuracy")
     if passed is None and training is None:
         return None
-    figure, axes = _canvas(WIDE, "Accuracy during RL", "share of responses right", legend=True)
+    figure, axes = canvas(WIDE, "Accuracy during RL", "share of responses right", legend=True)
     if training is not None:
         color, width = (GRAY, 1.1) if passed is not None else (BLUE, 1.8)
         _draw(axes, training, color, "training", width=width, markers=False)
@@ -205,7 +208,7 @@ def accuracy_figure(rows: Sequence[Row], k: int | None = None) -> Figure | None:
             axes.fill_between(passed.steps, low, high, color=BLUE, alpha=0.18, linewidth=0)
     axes.set_ylim(0, 1.02)
     axes.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0, symbol=" %"))
-    _legend(axes)
+    add_legend(axes)
     return figure
 
 
@@ -215,7 +218,7 @@ def length_figure(rows: Sequence[Row]) -> Figure | None:
     held_out, limit = series(rows, "eval/length_mean"), series(rows, "length_limit")
     if mean is None and held_out is None:
         return None
-    figure, axes = _canvas(WIDE, "Mean response length during RL", "tokens per response", legend=True)
+    figure, axes = canvas(WIDE, "Mean response length during RL", "tokens per response", legend=True)
     if mean is not None:
         if std is not None and np.array_equal(std.steps, mean.steps):
             low, high = np.maximum(mean.values - std.values, 0), mean.values + std.values
@@ -237,7 +240,7 @@ def length_figure(rows: Sequence[Row]) -> Figure | None:
         )
     axes.set_ylim(bottom=0)
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-    _legend(axes)
+    add_legend(axes)
     return figure
 
 
@@ -293,12 +296,12 @@ def panel_figure(panel: Panel, rows: Sequence[Row]) -> Figure | None:
         return None
     # More layers than a legend can hold: the shade says how deep a layer is, and the first and last are named.
     named = set(lines) if len(lines) <= 4 else {next(iter(lines)), next(reversed(lines))}
-    figure, axes = _canvas(SMALL, panel.title, panel.unit, legend=len(lines) > 1)
+    figure, axes = canvas(SMALL, panel.title, panel.unit, legend=len(lines) > 1)
     for label, (line, color) in lines.items():
         _draw(axes, line, color, label if label in named else f"_{label}", width=1.7)
     _scale_axis(axes, panel.scale, np.concatenate([line.values for line, _ in lines.values()]))
     if len(lines) > 1:
-        _legend(axes)
+        add_legend(axes)
     return figure
 
 
@@ -334,7 +337,7 @@ def time_figure(rows: Sequence[Row]) -> Figure | None:
     stack = np.stack(list(parts.values()))
     if len(steps) >= SMOOTH_FROM:
         stack = np.stack([running_mean(values, len(steps) // 40) for values in stack])
-    figure, axes = _canvas(SMALL, "Wall time of a rollout", "seconds per part", legend=True)
+    figure, axes = canvas(SMALL, "Wall time of a rollout", "seconds per part", legend=True)
     axes.stackplot(
         steps, stack, labels=list(parts), colors=SECTIONS, step="mid" if len(steps) < 60 else None, linewidth=0
     )
@@ -342,7 +345,7 @@ def time_figure(rows: Sequence[Row]) -> Figure | None:
     totals = stack.sum(axis=0)
     axes.set_ylim(0, 1.25 * float(np.quantile(totals, 0.95)) if len(steps) > 20 else 1.05 * float(totals.max()))
     axes.set_xlim(steps[0] - 0.5, steps[-1] + 0.5)
-    _legend(axes, columns=5)
+    add_legend(axes, columns=5)
     return figure
 
 
