@@ -7,8 +7,10 @@ text (`r1jax.data.tasks.split_of`): other seeds or other files do not keep quest
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import hashlib
+import io
 import json
 import pathlib
 import unicodedata
@@ -19,6 +21,7 @@ import pyarrow
 import pyarrow.parquet
 
 from r1jax.data import code_tasks, reasoning_tasks, tasks
+from r1jax.data.benchmark_rows import PREPARATIONS
 from r1jax.data.errors import DataError
 from r1jax.types import Example
 
@@ -64,10 +67,14 @@ class ColumnMapping:
     domain: str = ""  # empty: `default_domain`
     default_domain: str = ""
     metadata: tuple[str, ...] = ()  # columns to keep as they are
+    prepare: str = ""  # a key of `benchmark_rows.PREPARATIONS`: makes columns out of columns first; empty: none
+    seed: int = 0  # of what `prepare` draws
 
     def __post_init__(self) -> None:
         if self.answer_form not in ANSWER_FORMS:
             raise ValueError(f"answer_form {self.answer_form!r} is not one of {', '.join(ANSWER_FORMS)}")
+        if self.prepare and self.prepare not in PREPARATIONS:
+            raise ValueError(f"prepare {self.prepare!r} is not one of {', '.join(PREPARATIONS)}")
 
 
 def last_boxed(text: str) -> str | None:
@@ -105,6 +112,19 @@ LAYOUTS: dict[str, ColumnMapping] = {
     "gsm8k": ColumnMapping("question", "answer", answer_form="hashes"),
     "math": ColumnMapping("problem", "solution", answer_form="boxed", metadata=("level", "type")),
     "math_500": ColumnMapping("problem", "answer", id="unique_id", metadata=("level", "subject")),
+    # AIME's questions as they are published, in either spelling, and without ids.
+    "aime": ColumnMapping("problem", "answer", id="id"),
+    "aime_capitals": ColumnMapping("Problem", "Answer", id="ID"),
+    "aime_questions": ColumnMapping("question", "answer"),
+    "gpqa": ColumnMapping(id="id", prepare="gpqa"),
+    "live_code_bench": ColumnMapping(
+        answer="",
+        id="question_id",
+        default_language="en",
+        default_domain="code",
+        metadata=("test_cases", "func_name", "difficulty", "contest_date"),
+        prepare="live_code_bench",
+    ),
     # Code problems with hidden tests (`rewards.code.programs`), as tools/make_tests.py writes them.
     "stdio": ColumnMapping(answer="reference", default_domain="code", metadata=("language", "stdio", "reference")),
     "calls": ColumnMapping(
@@ -153,6 +173,8 @@ def _answer(row: Mapping[str, Any], columns: ColumnMapping, where: str) -> str:
 def _to_example(row: Any, columns: ColumnMapping, task: str, where: str, default_id: str) -> Example:
     if not isinstance(row, Mapping):
         raise DataError(f"{where}: a row must be an object with named columns, this is {type(row).__name__}")
+    if columns.prepare:
+        row = PREPARATIONS[columns.prepare](row, where, columns.seed)
     answer = _answer(row, columns, where) if columns.answer else ""
     return Example(
         id=_text(row, columns.id, where) if columns.id else default_id,
@@ -189,6 +211,30 @@ def _parquet_rows(path: pathlib.Path) -> Iterator[tuple[str, Any]]:
         for row in batch.to_pylist():
             number += 1
             yield f"{path}, row {number}", row
+
+
+def _csv_rows(path: pathlib.Path) -> Iterator[tuple[str, Any]]:
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not UTF-8 ({error.reason} at byte {error.start})") from error
+    table = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+    try:
+        for number, row in enumerate(table, start=1):
+            where = f"{path}, row {number}"
+            if None in row or None in row.values():
+                raise DataError(f"{where}: more or fewer values than the first line names columns")
+            yield where, row
+    except csv.Error as error:
+        raise DataError(f"{path}, line {table.line_num}: not CSV ({error})") from error
+
+
+ROWS: dict[str, Callable[[pathlib.Path], Iterator[tuple[str, Any]]]] = {
+    "jsonl": jsonl_rows,
+    "parquet": _parquet_rows,
+    "csv": _csv_rows,
+}
+"""Kind of file -> its rows, each with where it stands. DataError for what is none."""
 
 
 def _read(
@@ -259,14 +305,14 @@ class SourceConfig:
     """Where examples come from. Fields that a kind does not use must keep their defaults."""
 
     kind: str = "tasks"  # a key of SOURCES
-    path: str = ""  # jsonl, parquet: a file or a pattern
-    layout: str = "plain"  # jsonl, parquet: a key of LAYOUTS
-    columns: ColumnMapping | None = None  # jsonl, parquet: instead of a layout
-    task: str = ""  # reasoning_gym: the task's name; jsonl, parquet: the name the examples carry
+    path: str = ""  # jsonl, parquet, csv: a file or a pattern
+    layout: str = "plain"  # jsonl, parquet, csv: a key of LAYOUTS
+    columns: ColumnMapping | None = None  # jsonl, parquet, csv: instead of a layout
+    task: str = ""  # reasoning_gym: the task's name; of files: the name the examples carry
     params: Mapping[str, Any] = dataclasses.field(
         default_factory=dict
     )  # reasoning_gym, tasks: parameters of the task(s)
-    size: int = 0  # reasoning_gym, tasks, programs: distinct questions; jsonl, parquet: the first ones, 0 = all
+    size: int = 0  # reasoning_gym, tasks, programs: distinct questions; of files: the first ones, 0 = all
     seed: int = 0  # reasoning_gym, tasks, programs
     split: str = ""  # a name in tasks.SPLIT_BOUNDS: only questions that hash to it; empty: all (tasks, programs: 'rl')
 
@@ -295,9 +341,9 @@ def _file_source(config: SourceConfig) -> list[Example]:
         raise ValueError(f"path: a source of kind {config.kind!r} needs a file")
     if config.task.startswith(reasoning_tasks.PREFIX):
         raise ValueError(f"task: {config.task!r} would be graded by reasoning-gym, which has to make its questions")
-    read = {"jsonl": read_jsonl, "parquet": read_parquet}[config.kind]
     columns = config.columns or LAYOUTS[config.layout]
-    examples = read(config.path, columns, config.task or (config.layout if config.layout != "plain" else "file"))
+    task = config.task or (config.layout if config.layout != "plain" else "file")
+    examples = _read(config.path, ROWS[config.kind], columns, task)
     if config.split:
         examples = [e for e in examples if split_of(e) == config.split]
         if not examples:
@@ -340,6 +386,7 @@ SOURCES: dict[str, Callable[[SourceConfig], list[Example]]] = {
     "reasoning_gym": _reasoning_gym_source,
     "jsonl": _file_source,
     "parquet": _file_source,
+    "csv": _file_source,
 }
 _FILE_FIELDS = frozenset({"kind", "path", "layout", "columns", "task", "size", "split"})
 _USED: dict[str, frozenset[str]] = {
@@ -348,6 +395,7 @@ _USED: dict[str, frozenset[str]] = {
     "reasoning_gym": frozenset({"kind", "task", "params", "size", "seed", "split"}),
     "jsonl": _FILE_FIELDS,
     "parquet": _FILE_FIELDS,
+    "csv": _FILE_FIELDS,
 }
 
 
