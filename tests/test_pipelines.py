@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from r1jax.data.errors import DataError
-from r1jax.data.pipelines import example_iterator, packed_iterator
+from r1jax.data.packing import Documents
+from r1jax.data.pipelines import example_iterator, packed_iterator, tokens_drawn
 from r1jax.types import Example
 
 
@@ -134,3 +135,15 @@ def test_bad_arguments_are_named():
         example_iterator(examples(5), 0, 4, 2, 2)
     with pytest.raises(ValueError, match="seed"):
         example_iterator(examples(5), -1, 4)
+
+
+def test_the_tokens_of_a_run_are_counted_without_making_its_batches():
+    store = Documents.from_pairs(documents(40))
+    iterator = packed_iterator(store, row_length=32, rows=5, seed=5)
+    rows = iterator.get_state()["pipeline"]["packed_rows"]
+    assert rows % 5, "epochs end inside batches"
+    counted, so_far = [], 0
+    for _ in range(2 * rows):
+        counted.append(so_far)
+        so_far += int(np.count_nonzero(next(iterator).segment_ids))
+    assert [tokens_drawn(store, 32, 5, 5, batches) for batches in range(2 * rows)] == counted

@@ -61,6 +61,11 @@ class BatchIterator(Generic[T]):
         self._iterator.set_state({"next_index": int(state["next_batch"])})
 
 
+def _order(source: RandomAccess[Any], seed: int) -> grain.MapDataset:
+    """Every epoch all elements once, in a new order each."""
+    return grain.MapDataset.source(source).shuffle(seed=seed).repeat(_ENDLESS // len(source) + 1)
+
+
 def _batches(
     source: RandomAccess[Any],
     seed: int,
@@ -78,7 +83,7 @@ def _batches(
     if len(source) == 0:
         raise DataError("the source is empty")
     # repeat before slicing: otherwise the processes' epochs would differ in length
-    stream = grain.MapDataset.source(source).shuffle(seed=seed).repeat(_ENDLESS // len(source) + 1)[index::count]
+    stream = _order(source, seed)[index::count]
     stream = stream.batch(batch_size // count, batch_fn=list)
     return stream.to_iter_dataset(grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=2 * num_threads))
 
@@ -139,3 +144,13 @@ def packed_iterator(
     }
     dataset = _batches(range(plan.num_rows), seed, rows, (process_index, process_count), num_threads)
     return BatchIterator(dataset, identity, lambda ids: store.fill_rows(plan, np.asarray(ids), members))
+
+
+def tokens_drawn(documents: Documents, row_length: int, rows: int, seed: int, batches: int) -> int:
+    """Tokens, padding left out, in the first `batches` batches of a `packed_iterator` with these arguments."""
+    plan = documents.plan(row_length)
+    by_row = np.bincount(plan.row, weights=plan.slots, minlength=plan.num_rows).astype(np.int64)
+    epochs, rest = divmod(batches * rows, plan.num_rows)
+    order = _order(range(plan.num_rows), seed)
+    begun = sum(int(by_row[order[i]]) for i in range(epochs * plan.num_rows, epochs * plan.num_rows + rest))
+    return epochs * int(by_row.sum()) + begun

@@ -13,83 +13,25 @@ import collections
 import dataclasses
 import json
 import pathlib
-import time
 from collections.abc import Callable, Sequence
-from functools import partial
 
 import jax
-import numpy as np
-from jax.sharding import Mesh
 
-from r1jax.algorithms.cross_entropy import mtp_acceptance, mtp_loss, next_token_loss
-from r1jax.algorithms.router_bias import expert_load_metrics, is_router_bias
-from r1jax.checkpoint import CheckpointStore
 from r1jax.data.corpus import CorpusConfig, Document, write_corpus
-from r1jax.data.packing import Documents, split_microbatches
-from r1jax.data.pipelines import BatchIterator, packed_iterator
+from r1jax.data.packing import Documents
 from r1jax.data.tokenizer import SentencePieceTokenizer, Tokenizer, train_sentencepiece
-from r1jax.metrics import CompileCounter, MetricWriter, Progress, check_finite, read_rows
+from r1jax.metrics import read_rows
 from r1jax.model.config import ModelConfig
-from r1jax.model.heads import unembedding
-from r1jax.model.outputs import Output
-from r1jax.model.transformer import Transformer, param_count
-from r1jax.optim import OptimizerConfig, learning_rate_schedule, make_optimizer
-from r1jax.settings import ConfigError
-from r1jax.sharding import MeshConfig, make_mesh, shard_batch
-from r1jax.stages.checks import Planned, check_divides, check_trainable
+from r1jax.model.transformer import param_count
+from r1jax.optim import OptimizerConfig
+from r1jax.sharding import MeshConfig, make_mesh
+from r1jax.stages.checks import Planned, check_trainable
 from r1jax.stages.interruption import Interruption
+from r1jax.stages.next_token import BalanceConfig, Trainer, Training, check_rows, fit, training_cost
 from r1jax.stages.policy import ModelChoice, save_policy
-from r1jax.stages.state import (
-    Accumulated,
-    GradientAccumulator,
-    TrainState,
-    abstract_state,
-    apply_gradients,
-    create_state,
-    forward,
-)
-from r1jax.types import Array, PackedBatch, Params
+from r1jax.stages.state import TrainState, create_state
 from r1jax.weights.policy_folder import write_description
 from r1jax.workdir import write_atomically
-
-
-@dataclasses.dataclass(frozen=True)
-class BalanceConfig:
-    """Expert balancing (V3 section 4.2: rate 0.001 for most of training, alpha 1e-4)."""
-
-    router_bias_rate: float = 0.001
-    sequence_loss: float = 1e-4
-
-
-def pretrain_gradients(
-    model: Transformer, mtp_weight: float, sequence_loss: float, params: Params, batch: PackedBatch, totals: Array
-) -> Accumulated:
-    """Gradients and sums of one micro-batch.
-
-    totals: [2] float32, trained tokens and sequences of the whole batch, so that micro-batches simply add up.
-    """
-    tokens, sequences = totals[0], totals[1]
-
-    def loss_of(params: Params) -> tuple[Array, tuple[Output, dict[str, Array]]]:
-        output = forward(model, params, batch)
-        unembed = unembedding(params, model.cfg)
-        loss, sums = next_token_loss(output.hidden, unembed, batch)
-        if output.aux.mtp_hidden is not None:
-            second, mtp_sums = mtp_loss(output.aux.mtp_hidden, unembed, batch)
-            loss = loss + mtp_weight * second
-            sums |= mtp_sums | mtp_acceptance(output.aux.mtp_hidden, output.hidden, unembed, batch)
-        balance = output.aux.balance_loss
-        if output.aux.mtp_balance_loss is not None:
-            balance = balance + output.aux.mtp_balance_loss
-        balance = balance * output.aux.num_sequences / sequences
-        sums["balance_loss"] = balance
-        return loss / tokens + sequence_loss * balance, (output, sums)
-
-    grads, (output, sums) = jax.grad(loss_of, has_aux=True)(params)
-    return Accumulated(
-        grads=grads, sums=sums, maxima={}, load=output.aux.expert_load, mtp_load=output.aux.mtp_expert_load
-    )
-
 
 TAG_TOKENS = (" <think>", " </think>", " <answer>", " </answer>")
 """The tags of the R1-Zero template, with the space that stands before them in the corpus, are one token each."""
@@ -134,12 +76,7 @@ def check(config: PretrainConfig, workdir: pathlib.Path, planned: Planned) -> Mo
     """Everything that can be known to be wrong before the stage starts. Returns the model it will leave."""
     model = config.model.build(vocab_size=config.tokenizer.vocab_size)
     check_trainable(model)
-    if config.row_length > model.max_positions:
-        raise ConfigError(
-            f"row_length: {config.row_length} exceeds the model's context, max_positions = {model.max_positions}"
-        )
-    field, rows = ("micro_rows", config.micro_rows) if config.micro_rows else ("rows", config.rows)
-    check_divides(field, rows, make_mesh(config.mesh))
+    check_rows(config.rows, config.micro_rows, config.row_length, model, make_mesh(config.mesh))
     return model
 
 
@@ -160,141 +97,33 @@ def run(
     write_description(workdir, model, tokenizer)
     described(model, tokenizer)
     packed = tokenize(documents, tokenizer)
-    batches = packed_iterator(packed, config.row_length, config.rows, config.seed)
-    trainer = Trainer(config, model, mesh)
-    store = CheckpointStore(workdir / "checkpoints", config.keep)
-    with MetricWriter(workdir, config.tensorboard, config.wandb_project) as writer, Interruption() as interruption:
-        if store.latest() is None:
-            writer.rewind(None)
-            state = create_state(model, trainer.optimizer, jax.random.key(config.seed), mesh)
-        else:
-            _, state, saved = store.restore(abstract_state(model, trainer.optimizer, mesh))
-            writer.rewind(saved["writer"])
-            batches.set_state(saved["batches"])
-        state = train(config, workdir, state, batches, trainer, writer, store, interruption)
-    save_policy(workdir, state.params, config.steps)
-    last = read_rows(workdir / "metrics.jsonl")[-1]
-    summary = {
-        "stage": "pretrain",
-        "steps": config.steps,
-        "documents": corpus_shares(documents),
-        "tokens": len(packed.tokens),
-        "parameters": param_count(model),
-        "last": {name: value for name, value in last.items() if name != "time"},
-    }
-    write_atomically(workdir / "summary.json", json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
-    interruption.pass_on()
+    training = training_of(config)
+    trainer = Trainer(training, model, mesh)
 
+    def start() -> TrainState:
+        return create_state(model, trainer.optimizer, jax.random.key(config.seed), mesh)
 
-def train(
-    config: PretrainConfig,
-    workdir: pathlib.Path,
-    state: TrainState,
-    batches: BatchIterator[PackedBatch],
-    trainer: Trainer,
-    writer: MetricWriter,
-    store: CheckpointStore,
-    interruption: Interruption,
-) -> TrainState:
-    """The loop: batch, update, log, save."""
-    start = int(state.step)
-    tokens_seen, compiled, since = 0, 0, time.monotonic()
-    with Progress("pretrain", config.steps, start) as progress, CompileCounter() as compiles:
-        watch = LossWatch(workdir)
-        for step in range(start + 1, config.steps + 1):
-            batch = next(batches)
-            state, metrics = trainer.update(state, batch)
-            watch(step, metrics, batch)
-            tokens_seen += int(np.sum(batch.loss_mask))
-            if step % config.log_every == 0 or step == config.steps:
-                watch.settle()
-                values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-                rate = tokens_seen / (time.monotonic() - since)
-                clock = {"tokens_per_second": rate, "compilations": compiles.count - compiled}  # since the last row
-                compiled = compiles.count
-                writer.write(step, values, clock)
-                progress.update(step, loss=values["loss"], tokens_per_second=rate)
-                tokens_seen, since = 0, time.monotonic()
-            if step % config.checkpoint_every == 0 or step == config.steps or interruption.requested:
-                watch.settle()  # nothing is saved before its loss is known to be finite
-                store.save(step, state, {"writer": writer.state(), "batches": batches.get_state()})
-            if interruption.requested and step < config.steps:
-                interruption.stop(f"step {step} of {config.steps}")
-    return state
-
-
-class LossWatch:
-    """Looks at every step's loss and gradient norm, one step late, so that the device never waits for the look."""
-
-    def __init__(self, workdir: pathlib.Path) -> None:
-        self.workdir = workdir
-        self.pending: tuple[int, dict[str, Array], PackedBatch] | None = None
-
-    def __call__(self, step: int, metrics: dict[str, Array], batch: PackedBatch) -> None:
-        """Looks at the step before and remembers this one."""
-        self.settle()
-        self.pending = step, metrics, batch
-
-    def settle(self) -> None:
-        """Looks at the step that is still to be looked at. Raises NonFiniteError, with that step's batch saved."""
-        if self.pending is None:
-            return
-        step, metrics, batch = self.pending
-        self.pending = None
-        looked_at: dict[str, Array] = {
-            name: metrics[name] for name in ("loss", "mtp_loss", "grad_norm") if name in metrics
+    with Interruption() as interruption:
+        state = fit(training, workdir, model, packed, trainer, start, interruption)
+        save_policy(workdir, state.params, config.steps)
+        rows = read_rows(workdir / "metrics.jsonl")
+        summary = {
+            "stage": "pretrain",
+            "steps": config.steps,
+            "documents": corpus_shares(documents),
+            "tokens": len(packed.tokens),
+            "parameters": param_count(model),
+            "last": {name: value for name, value in rows[-1].items() if name != "time"},
+            "cost": training_cost(training, model, packed, rows),
         }
-        check_finite(looked_at, step, self.workdir, lambda: batch)
+        write_atomically(workdir / "summary.json", json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
+        interruption.pass_on()
 
 
-class Trainer:
-    """The compiled update of one pretraining run."""
-
-    def __init__(self, config: PretrainConfig, model: ModelConfig, mesh: Mesh) -> None:
-        self.config = config
-        self.mesh = mesh
-        self.optimizer = make_optimizer(config.optimizer, freeze=is_router_bias)
-        schedule = learning_rate_schedule(config.optimizer)
-        gradients = partial(
-            pretrain_gradients, Transformer(model, mesh), config.mtp_weight, config.balance.sequence_loss
-        )
-        self._accumulate = GradientAccumulator(gradients)
-
-        def apply(state: TrainState, total: Accumulated) -> tuple[TrainState, dict[str, Array]]:
-            new, metrics = apply_gradients(
-                state, total, self.optimizer, config.balance.router_bias_rate, is_router_bias
-            )
-            return new, metrics | pretrain_metrics(total) | {"learning_rate": schedule(state.step)}
-
-        self._apply = jax.jit(apply, donate_argnums=0)
-
-    def update(self, state: TrainState, batch: PackedBatch) -> tuple[TrainState, dict[str, Array]]:
-        """One optimiser update on a host batch [rows, row_length]; the metrics stay on the device."""
-        sequences = sum(len(np.unique(row[row > 0])) for row in batch.segment_ids)
-        totals = np.array([np.sum(batch.loss_mask), max(sequences, 1)], np.float32)
-        total = None
-        for micro in split_microbatches(batch, self.config.micro_rows or self.config.rows):
-            total = self._accumulate(total, state.params, shard_batch(self.mesh, micro), totals)
-        assert total is not None
-        return self._apply(state, total)
-
-
-def pretrain_metrics(total: Accumulated) -> dict[str, Array]:
-    """Means of a whole batch out of its sums."""
-    sums = total.sums
-    metrics = {
-        "loss": sums["ce_sum"] / sums["ce_tokens"],
-        "entropy": sums["entropy_sum"] / sums["ce_tokens"],
-        "balance_loss": sums["balance_loss"],
-    }
-    if "mtp_sum" in sums:
-        metrics |= {
-            "mtp_loss": sums["mtp_sum"] / sums["mtp_tokens"],
-            "mtp_accuracy": sums["mtp_correct"] / sums["mtp_tokens"],
-            "mtp_acceptance": sums["accept_greedy"] / sums["accept_tokens"],
-            "mtp_acceptance_sampled": sums["accept_sampled"] / sums["accept_tokens"],
-        }
-    return metrics | expert_load_metrics(total.load)
+def training_of(config: PretrainConfig) -> Training:
+    """What the loop has to know."""
+    fields = {field.name: getattr(config, field.name) for field in dataclasses.fields(Training) if field.name != "name"}
+    return Training(name="pretrain", **fields)
 
 
 def corpus_tokenizer(config: PretrainConfig, documents: Sequence[Document], workdir: pathlib.Path) -> Tokenizer:
