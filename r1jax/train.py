@@ -43,7 +43,14 @@ USER_ERRORS = (
     OSError,
 )
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "Python file with get_config(arg), and after a colon its arg.")
+# Fields that a file leaves at their defaults can be set too: `from_config` refuses those that the stage does not have.
+CONFIG = config_flags.DEFINE_config_file(
+    "config",
+    None,
+    "Python file with get_config(arg), and after a colon its arg.",
+    lock_config=False,
+    accept_new_attributes=True,
+)
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: metrics, samples, checkpoints, report.")
 CHECK = flags.DEFINE_bool(
     "check", False, "Only check: the configuration and, with --workdir, what it needs. Runs nothing."
@@ -73,14 +80,17 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
     """Turns the config into its stage's dataclass and runs the stage in `workdir`."""
     stage, typed = read_config(config)
     chosen = STAGES[stage]
+    if stage not in pipeline.SINGLE_STAGES:
+        chosen.check(typed, workdir, {})
+        chosen.run(typed, workdir)
+        return
     plain = {"stage": stage, **to_plain(typed)}
     if (workdir / "config.json").exists():
         open_workdir(workdir, plain)  # of another config? said first
     if not (workdir / "summary.json").exists():
         chosen.check(typed, workdir, {})  # what is refused leaves no folder that would then refuse the mended config
     chosen.run(typed, open_workdir(workdir, plain))
-    if stage in pipeline.SINGLE_STAGES:
-        write_report(workdir, title=stage)
+    write_report(workdir, title=stage)
 
 
 def describe(error: Exception) -> str:

@@ -48,17 +48,24 @@ def open_workdir(workdir: str | os.PathLike[str], config: Mapping[str, Any] | st
         theirs = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise WorkdirError(f"{path} is not JSON ({error}); was the directory made by another program?") from error
-    # Compared as JSON text: nan equals nan, and 1 differs from 1.0 and true.
+    lines = differing_fields(theirs, ours)
+    if lines:
+        advice = "Choose another --workdir, or restore these fields:"
+        raise WorkdirError("\n  ".join([f"{workdir} was made by another config. {advice}", *lines]))
+    return workdir
+
+
+def differing_fields(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:
+    """One line for every field in which two configurations differ, as JSON holds them.
+
+    They are compared as JSON text: nan equals nan, and 1 differs from 1.0 and true.
+    """
     old, new = _flatten(theirs), _flatten(ours)
-    lines = [
-        f"  {name}: {old.get(name, 'absent')} there, {new.get(name, 'absent')} now"
+    return [
+        f"{name}: {old.get(name, 'absent')} there, {new.get(name, 'absent')} now"
         for name in sorted(old.keys() | new.keys())
         if old.get(name) != new.get(name)
     ]
-    if lines:
-        advice = "Choose another --workdir, or restore these fields:"
-        raise WorkdirError("\n".join([f"{workdir} was made by another config. {advice}", *lines]))
-    return workdir
 
 
 def write_atomically(path: str | os.PathLike[str], text: str) -> None:

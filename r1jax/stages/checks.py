@@ -23,8 +23,14 @@ from r1jax.sharding import BATCH_AXES, batch_shards
 from r1jax.stages.policy import PolicySource, describe_source
 from r1jax.types import Example
 
-Planned = Mapping[pathlib.Path, ModelConfig]
-"""Folders that earlier stages of the pipeline are going to fill, and the model that each will hold."""
+Planned = Mapping[pathlib.Path, ModelConfig | None]
+"""Folders that earlier stages of the pipeline are going to fill, and the model that each will hold, if any."""
+
+
+def is_planned(path: pathlib.Path, planned: Planned) -> bool:
+    """Whether an earlier stage is going to write this file: what lies there now, if anything, is not what counts."""
+    path = path.resolve()
+    return any(folder in planned for folder in (path, *path.parents))
 
 
 def source_of(field: str, config: SourceConfig) -> Sequence[Example]:
@@ -67,7 +73,10 @@ def known_policy(init: PolicySource, workdir: pathlib.Path, planned: Planned) ->
     """The model that the stage will start from, and its tokenizer unless an earlier stage has yet to make it."""
     folder = (workdir / init.path).resolve()
     if init.kind == "stage" and folder in planned:
-        return planned[folder], None
+        model = planned[folder]
+        if model is None:
+            raise ConfigError(f"init.path: the stage of {folder} leaves no policy")
+        return model, None
     return describe_source(init, workdir)
 
 

@@ -1,7 +1,8 @@
-"""Several stages in one work directory, one folder each; what is done is skipped.
+"""Several stages in one work directory, one folder each; what is done is skipped, what changed is repeated.
 
-The paper's phases are such chains: each stage reads the policy that an earlier folder holds (`init.path` is relative to
-the stage's own folder). A stage is done when its `summary.json` is there.
+The paper's phases are such chains: each stage reads the policy, or the data, that an earlier folder holds (`init.path`
+is relative to the stage's own folder). A step is done when its folder has a `summary.json` and was made for its key:
+the same configuration and the same inputs (step_keys.py). A folder of another key is moved aside (step_folders.py).
 """
 
 from __future__ import annotations
@@ -13,9 +14,12 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 import rich.console
+from jax.experimental import multihost_utils
 
 from r1jax.data.errors import DataError
+from r1jax.data.sources import SourceConfig
 from r1jax.data.tokenizer import Tokenizer
 from r1jax.evaluation.report import write_report
 from r1jax.model.config import ModelConfig
@@ -23,6 +27,9 @@ from r1jax.rollout import encode_prompts
 from r1jax.settings import ConfigError, from_config, to_plain
 from r1jax.stages import evaluate, pretrain, rl
 from r1jax.stages.checks import Planned, Stage, source_of
+from r1jax.stages.step_folders import SUMMARY, Placed, find_elsewhere, is_done, place, record_config, sole_user
+from r1jax.stages.step_keys import StepKey, changes, read_key, step_keys
+from r1jax.weights.policy_folder import MODEL_FILE, read_description
 from r1jax.workdir import open_workdir
 
 SINGLE_STAGES: Mapping[str, Stage] = {
@@ -53,6 +60,8 @@ class PipelineConfig:
 
     steps: tuple[Step, ...]
     title: str = ""
+    only: str = ""  # name of one step that is run alone, from inputs that are done; empty: all steps
+    reuse: tuple[str, ...] = ()  # workdirs of other pipelines: a finished step of the same key is copied, not run
 
     def __post_init__(self) -> None:
         names = [step.name for step in self.steps]
@@ -61,72 +70,182 @@ class PipelineConfig:
             raise ValueError(f"steps: the name {twice[0]!r} is used twice")
         if not names:
             raise ValueError("steps: a pipeline needs at least one stage")
+        if self.only and self.only not in names:
+            raise ValueError(f"only: {self.only!r} is not one of the steps {', '.join(names)}")
         stage_configs(self)
 
 
+@dataclasses.dataclass(frozen=True)
+class _Part:
+    """One step of a pipeline in its work directory."""
+
+    step: Step
+    config: Any  # of the stage's dataclass
+    key: StepKey
+    folder: pathlib.Path
+
+
 def run(config: PipelineConfig, workdir: pathlib.Path) -> None:
-    """Runs the stages that are not done, then writes `report.html`."""
-    console = rich.console.Console(stderr=True)
+    """Runs the stages that are not done, and those whose configuration or inputs changed; writes `report.html`.
+
+    Raises:
+      ConfigError: `only` names a step whose inputs are not done.
+      WorkdirError: the directory is no pipeline's, or another process runs one there.
+    """
+    console = rich.console.Console(stderr=True, highlight=False, soft_wrap=True)
+    with sole_user(workdir):
+        parts = _parts(config, workdir)
+        if jax.process_index() == 0:
+            record_config(workdir, recorded_fields(config))
+        for index, part in enumerate(parts):
+            if config.only in ("", part.step.name):
+                _refuse_missing_inputs(config, part, parts)
+                _run_part(config, parts, index, console)
+        report = write_report(workdir, [step.name for step in config.steps], title=config.title)
+    console.print(f"report: {report}")
+
+
+def recorded_fields(config: PipelineConfig) -> dict[str, Any]:
+    """What `config.json` says of a pipeline: not which of its steps a command ran, nor where it looked for others."""
+    fields = to_plain(config)
+    return {"stage": "pipeline", **{name: fields[name] for name in fields if name not in ("only", "reuse")}}
+
+
+def _run_part(config: PipelineConfig, parts: Sequence[_Part], index: int, console: rich.console.Console) -> None:
+    part = parts[index]
+    name, folder = part.step.name, part.folder
+    if jax.process_index() == 0:
+        placed = place(folder, part.key, *_elsewhere(config))
+        _tell(name, placed, console)
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(f"r1jax-pipeline-{name}")
+    if (folder / SUMMARY).exists():
+        console.print(f"[green]{name}[/green]: done before")
+        return
+    open_workdir(folder, {"stage": part.step.stage, **to_plain(part.config)})
+    console.print(f"[bold]{name}[/bold] ({part.step.stage})")
+    began = time.monotonic()
+    if isinstance(part.config, pretrain.PretrainConfig):
+        pretrain.run(part.config, folder, _PromptCheck(parts, index))
+    else:
+        SINGLE_STAGES[part.step.stage].run(part.config, folder)
+    console.print(f"[green]{name}[/green]: done in {time.monotonic() - began:.0f} s")
+
+
+def _tell(name: str, placed: Placed, console: rich.console.Console) -> None:
+    """Says what became of the folders of a step."""
+    if placed.aside is not None:
+        console.print(f"[yellow]{name}[/yellow]: changed, so it is repeated; {placed.aside} keeps what was there")
+        for line in placed.changed:
+            console.print(f"  {line}", markup=False)
+    if placed.back is not None:
+        console.print(f"[yellow]{name}[/yellow]: reused; {placed.back}, moved aside earlier, is back")
+    if placed.copied is not None:
+        console.print(f"[yellow]{name}[/yellow]: reused; a copy of {placed.copied}")
+
+
+def _elsewhere(config: PipelineConfig) -> tuple[list[pathlib.Path], list[str]]:
+    """Other workdirs to look into, and the names of all steps."""
+    return [pathlib.Path(path) for path in config.reuse], [step.name for step in config.steps]
+
+
+def _parts(config: PipelineConfig, workdir: pathlib.Path) -> list[_Part]:
     configs = stage_configs(config)
-    for index, (step, stage_config) in enumerate(zip(config.steps, configs, strict=True)):
-        folder = open_workdir(workdir / step.name, {"stage": step.stage, **to_plain(stage_config)})
-        if (folder / "summary.json").exists():
-            console.print(f"[green]{step.name}[/green]: done before", highlight=False)
-            continue
-        console.print(f"[bold]{step.name}[/bold] ({step.stage})", highlight=False)
-        began = time.monotonic()
-        if isinstance(stage_config, pretrain.PretrainConfig):
-            pretrain.run(stage_config, folder, _PromptCheck(config, configs, workdir, index))
-        else:
-            SINGLE_STAGES[step.stage].run(stage_config, folder)
-        console.print(f"[green]{step.name}[/green]: done in {time.monotonic() - began:.0f} s", highlight=False)
-    report = write_report(workdir, [step.name for step in config.steps], title=config.title)
-    console.print(f"report: {report}", highlight=False)
+    told = [
+        (step.name, step.stage, to_plain(stage_config))
+        for step, stage_config in zip(config.steps, configs, strict=True)
+    ]
+    keys = step_keys(told, workdir)
+    return [
+        _Part(step, stage_config, keys[step.name], workdir / step.name)
+        for step, stage_config in zip(config.steps, configs, strict=True)
+    ]
+
+
+def _refuse_missing_inputs(config: PipelineConfig, part: _Part, parts: Sequence[_Part]) -> None:
+    """Raises ConfigError naming the steps without which the only one cannot run."""
+    missing = [
+        f"{other.step.name} ({_state(other)})"
+        for other in parts
+        if other.step.name in part.key.steps and not is_done(other.folder, other.key)
+    ]
+    if config.only and missing:
+        raise ConfigError(f"only: {part.step.name!r} reads steps that are not there: {'; '.join(missing)}")
+
+
+def _state(part: _Part) -> str:
+    """How far a step is, in words; empty once it is done."""
+    if is_done(part.folder, part.key):
+        return ""
+    there = read_key(part.folder)
+    if there is None:
+        return "not begun"
+    differing = changes(there, part.key)
+    return f"made by another config: {'; '.join(differing)}" if differing else "begun, not done"
+
+
+def unfinished(config: PipelineConfig, workdir: pathlib.Path) -> dict[str, str]:
+    """The steps that a run would still have to do or repeat, and how far each is."""
+    states = {part.step.name: _state(part) for part in _parts(config, workdir)}
+    return {name: state for name, state in states.items() if state}
 
 
 def check(config: PipelineConfig, workdir: pathlib.Path, before: Planned) -> None:
-    """Everything that can be known to be wrong with any stage, before the first one starts."""
+    """Everything that can be known to be wrong with any stage that has to run, before the first one starts."""
     planned = dict(before)
-    for step, stage_config in zip(config.steps, stage_configs(config), strict=True):
-        folder = workdir / step.name
-        model = _checked(step, stage_config, folder, planned) if not (folder / "summary.json").exists() else None
-        if model is not None:
-            planned[folder.resolve()] = model
+    parts = _parts(config, workdir)
+    for part in parts:
+        if is_done(part.folder, part.key) or config.only not in ("", part.step.name):
+            continue
+        _refuse_missing_inputs(config, part, parts)
+        source = find_elsewhere(part.folder, part.key, *_elsewhere(config))
+        model = _checked(part, planned) if source is None or not is_done(source, part.key) else _model_of(source)
+        planned[part.folder.resolve()] = model
 
 
-def _checked(step: Step, stage_config: Any, folder: pathlib.Path, planned: Planned) -> ModelConfig | None:
+def _model_of(folder: pathlib.Path) -> ModelConfig | None:
+    return read_description(folder)[0] if (folder / MODEL_FILE).exists() else None
+
+
+def _checked(part: _Part, planned: Planned) -> ModelConfig | None:
+    name = part.step.name
     try:
-        return SINGLE_STAGES[step.stage].check(stage_config, folder, planned)
+        return SINGLE_STAGES[part.step.stage].check(part.config, part.folder, planned)
     except DataError as error:
-        raise DataError(f"steps[{step.name}].config: {error}") from error
+        raise DataError(f"steps[{name}].config: {error}") from error
     except ValueError as error:
-        raise ConfigError(f"steps[{step.name}].config: {error}") from error
+        raise ConfigError(f"steps[{name}].config: {error}") from error
 
 
 class _PromptCheck:
     """Once a base model's tokenizer is made: whether the prompts of later stages that start from it fit."""
 
-    def __init__(self, config: PipelineConfig, configs: Sequence[Any], workdir: pathlib.Path, index: int) -> None:
-        self.config, self.configs, self.workdir, self.index = config, configs, workdir, index
+    def __init__(self, parts: Sequence[_Part], index: int) -> None:
+        self.parts, self.index = parts, index
 
     def __call__(self, model: ModelConfig, tokenizer: Tokenizer) -> None:
         """Raises DataError naming stage, source and example."""
-        with_tokenizer = {(self.workdir / self.config.steps[self.index].name).resolve()}
-        for step, config in list(zip(self.config.steps, self.configs, strict=True))[self.index + 1 :]:
-            folder = (self.workdir / step.name).resolve()
-            if isinstance(config, pretrain.PretrainConfig):
+        with_tokenizer = {self.parts[self.index].folder.resolve()}
+        for part in self.parts[self.index + 1 :]:
+            init = getattr(part.config, "init", None)  # what starts from a policy hands its tokenizer on
+            if init is None or init.kind != "stage" or (part.folder / init.path).resolve() not in with_tokenizer:
                 continue
-            if (folder / config.init.path).resolve() not in with_tokenizer or config.init.kind != "stage":
-                continue
-            with_tokenizer.add(folder)  # RL hands the tokenizer on
-            sources = {"source": config.source}
-            if isinstance(config, rl.RLConfig) and config.evaluation.every:
-                sources["evaluation.source"] = config.evaluation.source
-            for field, source in sources.items():
+            with_tokenizer.add(part.folder.resolve())
+            for field, source in prompt_sources(part.config).items():
                 try:
-                    encode_prompts(source_of(field, source), tokenizer, config.prompt)
+                    encode_prompts(source_of(field, source), tokenizer, part.config.prompt)
                 except DataError as error:
-                    raise DataError(f"steps[{step.name}].config.{field}: {error}") from error
+                    raise DataError(f"steps[{part.step.name}].config.{field}: {error}") from error
+
+
+def prompt_sources(config: Any) -> dict[str, SourceConfig]:
+    """The sources whose questions a stage asks in its prompt, by field."""
+    if isinstance(config, evaluate.EvaluateConfig):
+        return {"source": config.source}
+    if isinstance(config, rl.RLConfig):
+        held_out = {"evaluation.source": config.evaluation.source} if config.evaluation.every else {}
+        return {"source": config.source, **held_out}
+    return {}
 
 
 def stage_configs(config: PipelineConfig) -> list[Any]:
