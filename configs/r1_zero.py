@@ -14,6 +14,7 @@ from __future__ import annotations
 from ml_collections import ConfigDict
 
 from r1jax.data.few_shot import CHAIN_SUM_EXAMPLES
+from r1jax.provenance import given, plain
 
 TWO_TERMS = {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 2}
 SHORT_PROMPT = {"template": "short", "width": 28}
@@ -28,7 +29,14 @@ def get_config(arg: str = "") -> ConfigDict:
             f"configs/r1_zero.py:{arg}: unknown argument; allowed: tiny, smollm2 or nothing, and ',seed=N' behind it "
             "with N = 0, 1, 2, ..."
         )
-    return ConfigDict(builders[name](int(seed or 0)), convert_dict=True)
+    return ConfigDict(plain(builders[name](int(seed or 0))), convert_dict=True)
+
+
+def published(arg: str = "") -> dict:
+    """The paper's run, its values with the sections that give them (`tools.hyperparameters`)."""
+    if arg:
+        raise ValueError(f"configs/r1_zero.py:{arg}: only the paper's own run, without an argument, has sources")
+    return paper(0)
 
 
 def tiny(seed: int) -> dict:
@@ -153,12 +161,7 @@ def smollm2(seed: int) -> dict:
 
 
 def paper(seed: int) -> dict:
-    """DeepSeek-R1-Zero as published (R1v2 2.1, B.4).
-
-    Published: learning rate, KL, batch, group, updates a rollout, reference refresh, response limits, temperature,
-    rewards and their standardisation. Not published, r1jax's choice: the prompt's width, optimiser and its betas,
-    decay, clip norm and warm-up, the clip range, token-wise ratios and 1/|o|, no top-k and top-p, the MTP module and
-    the balancing bias frozen.
+    """DeepSeek-R1-Zero as published (R1v2 2.1, B.4): what is `given` is the paper's, all else r1jax's choice.
 
     Hardware: the paper used 512 H800 for 198 hours. `init.path` is the released folder of DeepSeek-V3-Base (or, with
     kind "stage", one that tools/import_weights.py has made of it), `source.path` the questions. The grader knows
@@ -167,28 +170,34 @@ def paper(seed: int) -> dict:
     return {
         "stage": "rl",
         "seed": seed,
-        "rollouts": 650,  # 10,400 updates of 16 a rollout
+        "rollouts": given(650, "R1v2 2.1: 10,400 updates, 16 of each rollout"),
         "init": {
             "kind": "huggingface",
             "path": "DeepSeek-V3-Base",
-            "preset": "deepseek_v3_671b",
+            "preset": given("deepseek_v3_671b", "R1v2 2.1: DeepSeek-V3-Base"),
             "overrides": {"dtype": "bfloat16", "remat": "block"},
         },
         "mesh": {"data": 1, "fsdp": -1, "expert": 64, "tensor": 1},  # expert parallelism over 64 as in V3's training
         "source": {"kind": "jsonl", "path": "data/r1_zero_prompts.jsonl"},
-        "prompt": {"template": "r1_zero", "width": 2048},  # width: not published
-        "decoding": {"max_new_tokens": 65_536, "temperature": 1.0, "chunk": 2048, "batch_size": 8192},
-        "length_schedule": ((0, 32_768), (8_200, 65_536)),
-        "prompts": 512,  # 32 questions an update x 16 updates
-        "group_size": 16,
-        "minibatches": 16,
-        "inner_epochs": 1,
+        "prompt": {"template": given("r1_zero", "R1v1 Table 1"), "width": 2048},
+        "decoding": {
+            "max_new_tokens": given(65_536, "R1v2 2.1"),
+            "temperature": given(1.0, "R1v2 2.1"),
+            "chunk": 2048,
+            "batch_size": 8192,
+        },
+        "length_schedule": given(((0, 32_768), (8_200, 65_536)), "R1v2 2.1"),
+        "prompts": given(512, "R1v2 2.1: 32 questions an update, 16 updates"),
+        "group_size": given(16, "R1v2 2.1"),
+        "minibatches": given(16, "R1v2 2.1: 8,192 outputs in 16 mini-batches"),
+        "inner_epochs": given(1, "R1v2 2.1"),
         "row_length": 67_584,  # prompt.width + decoding.max_new_tokens
         "micro_rows": 512,
-        "preset": "r1_zero",  # KL 0.001; the clip range of R1-Zero is not published: 0.2
-        "rewards": {"accuracy": 1.0, "format": 1.0, "language": 0.0},
-        "optimizer": {"learning_rate": 3e-6, "weight_decay": 0.0},  # optimiser, betas, clip norm: not published
-        "reference_every": 400,
+        "preset": "r1_zero",
+        "grpo": {"kl_coefficient": given(0.001, "R1v2 2.1")},
+        "rewards": given({"accuracy": 1.0, "format": 1.0, "language": 0.0}, "R1 (Nature), eq. 4: the same weight"),
+        "optimizer": {"learning_rate": given(3e-6, "R1v2 2.1"), "weight_decay": 0.0},
+        "reference_every": given(400, "R1v2 2.1"),
         "evaluation": {"every": 0},
         "checkpoint_every": 1,
     }

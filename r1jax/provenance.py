@@ -38,9 +38,10 @@ def plain(tree: Any) -> Any:
 
 
 def sources(tree: Any, path: str = "") -> dict[str, str]:
-    """Dotted path -> source of every `Given`. Items of a list are named by their `name` where they have one."""
+    """Dotted path -> source of every `Given`; of one that is a mapping the paths of its leaves. Items of a list are
+    named by their `name` where they have one."""
     if isinstance(tree, Given):
-        return {path: tree.source}
+        return dict.fromkeys(_leaves(plain(tree.value), path), tree.source)
     if isinstance(tree, Mapping):
         items = list(tree.items())
     elif isinstance(tree, list | tuple):
@@ -53,7 +54,7 @@ def sources(tree: Any, path: str = "") -> dict[str, str]:
     return found
 
 
-def source_of(path: str, known: Mapping[str, str]) -> str | None:
-    """The source of a field: its own, or that of the whole that it is a part of (`prompt` for `prompt.width`)."""
-    parts = path.split(".")
-    return next((known[whole] for n in range(len(parts), 0, -1) if (whole := ".".join(parts[:n])) in known), None)
+def _leaves(value: Any, path: str) -> list[str]:
+    if isinstance(value, Mapping) and value:
+        return [leaf for name, item in value.items() for leaf in _leaves(item, f"{path}.{name}" if path else str(name))]
+    return [path]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from r1jax.provenance import given, plain, source_of, sources
+from r1jax.provenance import given, plain, sources
 
 TREE = {
     "steps": (
@@ -22,12 +22,12 @@ def test_plain_leaves_the_values() -> None:
     }
 
 
-def test_sources_are_found_by_name_and_by_the_whole() -> None:
-    known = sources(TREE)
-    assert known == {"steps.dev1.config.epochs": "B.4.2", "steps.r1.config": "2.3", "sizes.0": "Table 6"}
-    assert source_of("steps.r1.config.temperature", known) == "2.3"
-    assert source_of("steps.dev1.config.epochs", known) == "B.4.2"
-    assert source_of("steps.dev1.config.rows", known) is None
+def test_sources_are_found_by_name_and_leaf() -> None:
+    assert sources(TREE) == {
+        "steps.dev1.config.epochs": "B.4.2",
+        "steps.r1.config.temperature": "2.3",
+        "sizes.0": "Table 6",
+    }
 
 
 def test_a_source_must_say_something() -> None:
