@@ -21,6 +21,7 @@ import rich.table
 
 from r1jax.provenance import plain, sources
 from r1jax.settings import from_config, to_plain
+from r1jax.stages.rl_config import RLConfig
 from r1jax.train import STAGES
 from tools.command_line import run_tool
 
@@ -50,15 +51,20 @@ def table_of(tree: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
     known = sources(tree)
     fields = plain(tree)
     stage = fields.pop("stage")
-    typed = to_plain(from_config(STAGES[stage].config, fields))
     if stage != "pipeline":
-        return [("", *row) for row in _rows(typed, known, "")]
+        return [(stage, *row) for row in _rows(_typed(stage, fields), known, "")]
     rows = []
-    for step in typed["steps"]:
-        own = to_plain(from_config(STAGES[step["stage"]].config, step["config"]))
+    for step in fields["steps"]:
         path = f"steps.{step['name']}.config"
-        rows += [(step["name"], *row) for row in _rows(own, known, path)]
+        rows += [(step["name"], *row) for row in _rows(_typed(step["stage"], step["config"]), known, path)]
     return rows
+
+
+def _typed(stage: str, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """All fields of a stage, defaults included; of RL the whole of its GRPO preset."""
+    typed = from_config(STAGES[stage].config, fields)
+    resolved = to_plain(typed)
+    return resolved | {"grpo": to_plain(typed.grpo_config)} if isinstance(typed, RLConfig) else resolved
 
 
 def _rows(fields: Mapping[str, Any], known: Mapping[str, str], path: str) -> list[tuple[str, str, str]]:
