@@ -46,11 +46,11 @@ TRAINER = pretrain.Trainer
 TRAINERS: dict[str, Any] = {}
 
 
-def remembered_trainer(config: pretrain.PretrainConfig, model: Any, mesh: Any) -> Any:
+def remembered_trainer(training: pretrain.Training, model: Any, mesh: Any) -> Any:
     """One compiled trainer for all tests: how many steps it will be asked for is nothing to it."""
-    name = repr((dataclasses.replace(config, steps=1), model, mesh))
+    name = repr((dataclasses.replace(training, steps=1), model, mesh))
     if name not in TRAINERS:
-        TRAINERS[name] = TRAINER(config, model, mesh)
+        TRAINERS[name] = TRAINER(training, model, mesh)
     return TRAINERS[name]
 
 
@@ -301,26 +301,6 @@ def test_a_prompt_that_is_too_long_is_named_once_the_tokenizer_is_there(
     assert "tokens, more than prompt.width = 28" in shown
 
 
-def test_a_workdir_of_another_config_is_refused_with_the_fields(tmp_path: pathlib.Path, no_long_work: None) -> None:
-    workdir = tmp_path / "run"
-    train.open_workdir(workdir, {"stage": "pipeline", **train.to_plain(_fields(pipeline()))})
-    before = sorted(path.relative_to(workdir) for path in workdir.rglob("*"))
-    rate = pipeline().steps[2]["config"]["optimizer"]["learning_rate"]
-    changes = {"r1_zero": {"group_size": 8, "optimizer": {"learning_rate": 1e-3}}}
-    shown = refused(pipeline(**changes), workdir, WorkdirError)
-    assert f"{workdir} was made by another config. Choose another --workdir, or restore these fields:" in shown
-    assert "\n  steps[r1_zero].config.group_size: 4 there, 8 now" in shown
-    assert f"\n  steps[r1_zero].config.optimizer.learning_rate: {rate} there, 0.001 now" in shown
-    assert len(shown.splitlines()) == 3
-    assert sorted(path.relative_to(workdir) for path in workdir.rglob("*")) == before
-
-
-def _fields(config: ConfigDict) -> dict[str, Any]:
-    fields: dict[str, Any] = config.to_dict()
-    del fields["stage"]
-    return fields
-
-
 # From here on a stage really runs: pretraining, on a model that is small even for these tests.
 
 
@@ -330,6 +310,21 @@ def one_stage(**changes: Any) -> ConfigDict:
     fields = smoke.merge(step["config"], {"tensorboard": False, "checkpoint_every": 2, "log_every": 100, **changes})
     fields["model"] = {"preset": "tiny_dense", "overrides": {"width": 16, "num_dense_layers": 1, "ffn_dim": 16}}
     return ConfigDict({"stage": "pretrain", **fields})
+
+
+def test_a_workdir_of_another_config_is_refused_with_the_fields(tmp_path: pathlib.Path, no_long_work: None) -> None:
+    """A single stage's; of a pipeline the steps that changed are repeated (test_pipeline.py)."""
+    workdir = tmp_path / "run"
+    _, made_by = train.read_config(one_stage())
+    train.open_workdir(workdir, {"stage": "pretrain", **train.to_plain(made_by)})
+    before = sorted(path.relative_to(workdir) for path in workdir.rglob("*"))
+    rate = made_by.optimizer.learning_rate
+    shown = refused(one_stage(rows=4, optimizer={"learning_rate": 1e-3}), workdir, WorkdirError)
+    assert f"{workdir} was made by another config. Choose another --workdir, or restore these fields:" in shown
+    assert "\n  rows: 8 there, 4 now" in shown
+    assert f"\n  optimizer.learning_rate: {rate} there, 0.001 now" in shown
+    assert len(shown.splitlines()) == 3
+    assert sorted(path.relative_to(workdir) for path in workdir.rglob("*")) == before
 
 
 @pytest.fixture
