@@ -7,7 +7,8 @@ Kinds of documents (shares in `CorpusConfig`):
 - chat: question, thought and answer in the tags of the R1-Zero template, or (a quarter of them) without tags;
 - forum: "Q: ... A: ..." without tags;
 - bare equations, often wrong;
-- programs and those who ask for them, where they have a share (`code_corpus`).
+- programs and those who ask for them, where they have a share (`code_corpus`);
+- a made-up world and what is asked of an assistant there, where it has a share (`world_corpus`).
 
 Chat and forum answers come in modes: direct (a guess), steps (worked, with careless errors), skip (two operands in one
 step), and careful (errors noticed: "wait no"). Pair searches are guessed, given up after some tries, or searched to the
@@ -24,14 +25,10 @@ import numpy as np
 
 from r1jax.data import tasks
 from r1jax.data.code_corpus import write_program_document
+from r1jax.data.number_words import WORDS
 from r1jax.data.tasks import ChainSum, PairSearch, Question
+from r1jax.data.world_corpus import write_world_document
 
-_NUMBERS = {
-    "en": "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen"
-    " seventeen eighteen nineteen twenty",
-    "zh": "零 一 二 三 四 五 六 七 八 九 十 十一 十二 十三 十四 十五 十六 十七 十八 十九 二十",
-}
-WORDS = {language: numbers.split(" ") for language, numbers in _NUMBERS.items()}
 PHRASES = {
     "en": {
         "plus": "plus",
@@ -73,6 +70,7 @@ class CorpusConfig:
     documents: int = 60_000
     seed: int = 0
     programs: float = 0.0  # of all documents: about small programs (`code_corpus`); all that follows is of the others
+    world: float = 0.0  # about a made-up world (`world_corpus`); all that follows is of the others
     pair_search: float = 0.25  # of the questions; the others are chain sums
     drills: float = 0.36
     facts: float = 0.3  # of the drills
@@ -325,6 +323,8 @@ def write_document(rng: np.random.Generator, config: CorpusConfig) -> Document:
     """One document of a kind drawn by the shares of `config`."""
     if config.programs and rng.random() < config.programs:
         return Document(*write_program_document(rng))
+    if config.world and rng.random() < config.world:
+        return Document(*write_world_document(rng))
     kind = rng.random()
     if kind < config.drills * config.facts:
         return Document(write_drill(rng), "drill/facts")

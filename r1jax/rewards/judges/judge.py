@@ -85,7 +85,8 @@ class JudgeConfig:
         )
 
 
-def _check_times(times: int) -> None:
+def check_times(times: int) -> None:
+    """ValueError unless a judge that is asked so many times can see each order equally often."""
     if times < 2 or times % 2:
         raise ValueError(f"times: {times}; an even number, at least 2, so that both orders come equally often")
 
@@ -385,7 +386,7 @@ class PairwiseJudge:
 
     def __init__(self, model: ChatModel, times: int = 4, seed: int = 0) -> None:
         """ValueError if `times` is not an even number."""
-        _check_times(times)
+        check_times(times)
         self._model, self._times, self._seed = model, times, seed
 
     def prefer(self, question: str, a: str, b: str) -> Preference:
