@@ -1,9 +1,10 @@
 """Whether a text repeats part of an evaluation set: overlap of n-grams of words (the R1 paper: n = 10).
 
-A **word** is a run of letters and digits, case folded after NFKC; or one Han character, since Chinese is written without
-blanks; or one mathematical sign (`7 + 5` and `7 - 5` are different questions). Other punctuation and white space do not
-count. Two texts overlap where they have n words in a row in common. A text of fewer than n words overlaps only with one
-of the same words as a whole: templates of short questions would match each other otherwise.
+A **word** is a run of letters and digits, case folded after NFKC; or one Han character, since Chinese has no blanks (ten
+of them are some six words: Chinese texts overlap sooner); or one mathematical sign (`7 + 5` and `7 - 5` are different
+questions). Other punctuation and white space do not count. Two texts overlap where they have n words in a row in
+common. A text of fewer than n words overlaps only with one of the same words as a whole: short questions made by one
+template would match each other otherwise.
 
 What this does not find is a paraphrase, a translation, or the same problem with other names or numbers (the paper says
 so of its own decontamination), nor a short question that is quoted within a longer text.
@@ -39,6 +40,9 @@ class Overlap:
     id: str  # of its example
     kind: str  # 'same question', 'n words' or 'all words'
     words: str  # those in common
+
+    def __str__(self) -> str:
+        return f"{self.kind} of {self.evaluation}, {self.id}: {self.words}"
 
 
 class EvaluationQuestions:
