@@ -207,14 +207,15 @@ def _domain(name: str) -> str:
 
 def _select(e: Evaluation, rows: Sequence[int]) -> Evaluation:
     """The evaluation of some of its problems."""
-    arrays = {name: getattr(e, name)[rows] for name in ("correct", "compared", *PER_RESPONSE)}
-    lists = {name: [getattr(e, name)[i] for i in rows] for name in ("answers", "right", "domains", "groups")}
-    return Evaluation(**arrays, **lists, rewards={name: array[rows] for name, array in e.rewards.items()})
+    fields: dict[str, Any] = {name: getattr(e, name)[rows] for name in ("correct", "compared", *PER_RESPONSE)}
+    fields |= {name: [getattr(e, name)[i] for i in rows] for name in ("answers", "right", "domains", "groups")}
+    fields["rewards"] = {name: array[rows] for name, array in e.rewards.items()}
+    return Evaluation(**fields)
 
 
 def _figures(e: Evaluation, seed: int) -> dict[str, Any]:
     """The figures of all problems of an evaluation together."""
-    rows = np.flatnonzero(e.compared)
+    rows = np.flatnonzero(e.compared).tolist()
     correct, graded = np.asarray(e.correct, bool)[rows], np.asarray(e.graded, bool)[rows]
     consensus = cons_at_k([e.answers[i] for i in rows], [e.right[i] for i in rows], seed=seed)
     figures: dict[str, Any] = {

@@ -80,7 +80,7 @@ def evaluation_of(parts: Sequence[GradedRollout], pattern: str = "answer") -> Ev
         single_language=table([_single(*of) for of in zip(shares, scores, strict=True)], np.float64),
         readable_summary=table([_readable(*of) for of in zip(texts, scores, asked, strict=True)], np.float64),
         reflection=table([reflection_count(text) for text in texts], np.int64),
-        compared=table([a is not None for a in accuracies], bool).any(axis=1),
+        compared=np.array([a is not None for a in accuracies[::samples]]),  # so for all answers of an example
         rewards={name: table([_value(score, name) for score in scores], np.float64) for name in names},
         domains=[example.domain for example in examples],
         groups=_difficulties(examples),

@@ -6,6 +6,7 @@ r"""The forms that a completion may have, by the phase of the recipe that asks f
   general request the summary is the reply, without tags.
 - "boxed", the released models: `<think> thought </think> summary with \boxed{9}`, where the prompt may have opened the
   thought.
+- "reply", the released models asked for a program: `<think> thought </think> reply`, all of which is the answer.
 
 A pattern parses a completion, and `tagged` brings its final answer between answer tags, where all graders look for it.
 """
@@ -72,6 +73,12 @@ def parse_boxed(text: str) -> Parsed:
     return dataclasses.replace(parsed, answer=_boxed(text))
 
 
+def parse_reply(text: str) -> Parsed:
+    """As `parse_summary`, but the prompt may have opened the thought, and all that follows it is the answer."""
+    parsed = _parse(text if THINK_OPEN in text else THINK_OPEN + text)
+    return dataclasses.replace(parsed, answer=_reply(text))
+
+
 def _parse(text: str) -> Parsed:
     before, _, rest = text.partition(THINK_OPEN)
     thought, _, summary = rest.partition(THINK_CLOSE)
@@ -116,6 +123,18 @@ def _tag_boxed(text: str) -> str:
     return f"{plain}{closed} {ANSWER_OPEN} {answer} {ANSWER_CLOSE}" if answer else ""
 
 
+def _reply(text: str) -> str | None:
+    """What follows the last closed thought; None where there is none, or nothing follows."""
+    _, closed, reply = text.rpartition(THINK_CLOSE)
+    return (reply.strip(SPACE) or None) if closed else None
+
+
+def _tag_reply(text: str) -> str:
+    """The reply in tags; without one, nothing. The thought plays no part: its drafts are no answers."""
+    reply = _reply(text)
+    return f"{ANSWER_OPEN}\n{reply}\n{ANSWER_CLOSE}" if reply else ""
+
+
 def _as_it_is(text: str) -> str:
     return text
 
@@ -124,4 +143,5 @@ PATTERNS: dict[str, Pattern] = {
     "answer": Pattern(parse_response, _as_it_is),
     "summary": Pattern(parse_summary, _as_it_is),
     "boxed": Pattern(parse_boxed, _tag_boxed),
+    "reply": Pattern(parse_reply, _tag_reply),
 }
