@@ -35,6 +35,7 @@ th, td { text-align: left; padding: .5rem .8rem; border-bottom: 1px solid var(--
 tr:last-child td, tr:last-child th { border-bottom: 0; }
 thead th { color: var(--muted); font-weight: 600; font-size: .82rem; }
 tbody th { font-weight: 500; }
+tbody th.group { color: var(--muted); font-weight: 600; font-size: .82rem; padding-top: 1.1rem; }
 td { white-space: nowrap; }
 tbody tr:hover { background: #fafbfc; }
 td small, th small { font-weight: 400; color: var(--muted); font-size: .82em; }
@@ -44,6 +45,8 @@ td small, th small { font-weight: 400; color: var(--muted); font-size: .82em; }
 figure { margin: 0; padding: .5rem; }
 figure img { display: block; width: 100%; height: auto; }
 figcaption { padding: 0 .4rem .2rem; }
+.across { display: grid; gap: .9rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 185px), 1fr)); }
+.across .text { font-size: .78rem; }
 .sample { padding: .7rem .9rem; margin: .7rem 0; }
 .sample header { display: flex; flex-wrap: wrap; gap: .35rem .5rem; align-items: center; font-size: .85rem; }
 .sample code { color: var(--muted); overflow-wrap: anywhere; }
@@ -75,10 +78,14 @@ def with_tags(value: object) -> str:
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table that scrolls sideways on a narrow screen. Cells are HTML; the first cell of a row is its heading."""
+    """A table that scrolls sideways on a narrow screen. Cells are HTML; the first cell of a row is its heading, and a
+    row of one cell a heading of those below it."""
     top = "".join(f"<th>{cell}</th>" for cell in head)
     body = "".join(
-        f"<tr><th scope=row>{row[0]}</th>" + "".join(f"<td>{cell}</td>" for cell in row[1:]) + "</tr>" for row in rows
+        f"<tr><th scope=row>{row[0]}</th>" + "".join(f"<td>{cell}</td>" for cell in row[1:]) + "</tr>"
+        if len(row) > 1
+        else f'<tr><th scope=rowgroup class="group" colspan={len(head)}>{row[0]}</th></tr>'
+        for row in rows
     )
     return f'<div class="table"><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
 

@@ -117,7 +117,21 @@ PRETRAIN_PANELS = (
     Panel("learning_rate", "Learning rate", "", (("learning_rate", "rate"),), "zero"),
 )
 
-PANELS = {"rl": RL_PANELS, "pretrain": PRETRAIN_PANELS, "sft": PRETRAIN_PANELS}
+REWARD_MODEL_PANELS = (
+    Panel("loss", "Preference loss", "nats per pair or label", (("loss", "loss"),)),
+    Panel("accuracy", "Training batches judged right", "share", (("accuracy", "accuracy"),), "share"),
+    Panel("difference", "Reward of the preferred response", "above the other's", (("difference", "difference"),)),
+    Panel("p_safe", "Safe responses", "share", (("p_safe", "by the model"), ("safe", "by the labels")), "share"),
+    Panel("grad_norm", "Gradient norm", "before clipping", (("grad_norm", "norm"),), "zero"),
+    Panel("learning_rate", "Learning rate", "", (("learning_rate", "rate"),), "zero"),
+)
+
+PANELS = {
+    "rl": RL_PANELS,
+    "pretrain": PRETRAIN_PANELS,
+    "sft": PRETRAIN_PANELS,
+    "reward_model": REWARD_MODEL_PANELS,
+}
 
 
 def png(figure: Figure) -> bytes:

@@ -238,7 +238,7 @@ def write_report(workdir: Path | str, stages: Sequence[str] | None = None, *, ti
         # RL is what the run is about; what came before it stands below.
         if drawn:
             html = f"<h2>{sections.stage_title(record)}</h2>{sections.pictures(record, drawn)}"
-            curves.append((record.kind != "rl", html))
+            curves.append((record.kind != "rl", html + sections.zero_note(record)))
     heading = title or f"r1jax: {root.resolve().name}"
     both = len(measured) >= 2
     body = [

@@ -22,6 +22,7 @@ CAPTIONS = {
     "accuracy": "Held-out questions; the band is one standard error over problems. As figure 2 of the R1 paper (v1).",
     "length": "Prompt excluded, stop token included. As figure 3 of the R1 paper (v1).",
 }
+PREFIXES = ("", "k", "M", "G", "T", "P", "E", "Z", "Y")
 KIND_TITLES = {
     "rl": "Reinforcement learning",
     "pretrain": "Pretraining",
@@ -38,6 +39,14 @@ def percent(value: float | None) -> str:
 def number(value: float | None, digits: int = 1) -> str:
     """A number with thousands separators, '–' if undefined."""
     return "–" if value is None else f"{value:,.{digits}f}"
+
+
+def scaled(value: float) -> str:
+    """A large number to three digits with its prefix: 1,234,000 as '1.23 M'; up to 999 as it is."""
+    power = 0
+    while abs(value) >= 999.5 and power < len(PREFIXES) - 1:
+        value, power = value / 1000, power + 1
+    return f"{value:.3g}&nbsp;{PREFIXES[power]}"
 
 
 def share(figures: Mapping[str, Any], key: str = "pass_at_1") -> str:
@@ -92,16 +101,20 @@ def stage_title(stage: StageRecord) -> str:
 
 
 def pictures(stage: StageRecord, figures: Mapping[str, bytes]) -> str:
-    """A stage's figures, the wide ones first, and the metrics that were zero throughout."""
+    """A stage's figures, the wide ones first."""
     wide = "".join(
         page.picture(figures[name], f"{stage.name}: {name}", CAPTIONS[name]) for name in WIDE_FIGURES if name in figures
     )
     small = "".join(
         page.picture(data, f"{stage.name}: {name}") for name, data in figures.items() if name not in WIDE_FIGURES
     )
+    return f'<div class="wide">{wide}</div><div class="small">{small}</div>'
+
+
+def zero_note(stage: StageRecord) -> str:
+    """The metrics that were zero throughout, which are not drawn."""
     flat = plots.always_zero(stage.kind, stage.rows)
-    zero = f'<p class="muted">Zero at every step: {page.text("; ".join(flat).lower())}.</p>' if flat else ""
-    return f'<div class="wide">{wide}</div><div class="small">{small}</div>{zero}'
+    return f'<p class="muted">Zero at every step: {page.text("; ".join(flat).lower())}.</p>' if flat else ""
 
 
 def _reward_chip(name: str, reward: Mapping[str, Any]) -> str:
