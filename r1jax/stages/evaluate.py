@@ -90,14 +90,11 @@ class EvaluateConfig:
             self._check_benchmark()
 
     def _check_budgets(self) -> None:
-        budgets = self.thinking_budgets
+        budgets, limit = self.thinking_budgets, self.decoding.max_new_tokens
         if list(budgets) != sorted(set(budgets)) or budgets[0] < 1:
             raise ValueError(f"thinking_budgets: {budgets} must be ascending, and at least 1")
-        if budgets[-1] > self.decoding.max_new_tokens:
-            raise ValueError(
-                f"thinking_budgets: {budgets[-1]} is above decoding.max_new_tokens = {self.decoding.max_new_tokens}, so "
-                "no chain would be cut there"
-            )
+        if budgets[-1] > limit:
+            raise ValueError(f"thinking_budgets: no chain has {budgets[-1]} tokens: decoding.max_new_tokens = {limit}")
         try:
             check_closing(self.budget_closing)
         except ValueError as error:
@@ -234,9 +231,9 @@ def run(config: EvaluateConfig, workdir: pathlib.Path) -> None:
             (workdir / "budgets.png").write_bytes(png(figure))
     summary |= {
         "prompts_sha256": hashlib.sha256(json.dumps(prompts).encode()).hexdigest(),
-        "seconds": clock.seconds,
-        "cost": _cost(model, parts, budgets) | {"seconds": clock.seconds},
+        "cost": _cost(model, parts, budgets),
     }
+    summary["seconds"] = summary["cost"]["seconds"] = clock.seconds
     write_atomically(workdir / "summary.json", json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
     interruption.pass_on()
 
