@@ -13,6 +13,7 @@ import numpy as np
 from r1jax.rewards.answer import exact_match
 from r1jax.rewards.code.code_accuracy import Language
 from r1jax.rewards.format import format_reward
+from r1jax.rewards.instructions import instruction_score
 from r1jax.rewards.isolation.confinement import Limits
 from r1jax.rewards.isolation.grade_service import check_address
 from r1jax.rewards.judges.judge import JudgeConfig
@@ -35,6 +36,7 @@ MODEL_PARTS = ("helpfulness", "safety")  # by scalar reward models
 COMPARISONS: dict[str, RewardFunction | None] = {
     "math": accuracy,
     "exact": exact_match,
+    "instruction": instruction_score,
     "expressions": None,
     "code": None,
     "judge": None,
