@@ -208,7 +208,7 @@ def test_a_config_of_plain_values_becomes_a_source_config(tmp_path):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"kind": "xml"}, "kind: 'xml' is not one of tasks, programs, reasoning_gym, jsonl, parquet"),
+        ({"kind": "xml"}, "kind: 'xml' is not one of tasks, programs, world, mixture, reasoning_gym, jsonl, parquet"),
         ({"kind": "jsonl", "layout": "gsm"}, "layout: 'gsm' is not one of plain, gsm8k"),
         ({"split": "test"}, "split: 'test' is not one of evaluation, rl, validation, corpus"),
         ({"path": "x"}, "path: a source of kind 'tasks' does not use this field"),

@@ -20,7 +20,7 @@ from typing import Any, overload
 import pyarrow
 import pyarrow.parquet
 
-from r1jax.data import code_tasks, reasoning_tasks, tasks
+from r1jax.data import code_tasks, reasoning_tasks, tasks, world
 from r1jax.data.benchmark_rows import PREPARATIONS
 from r1jax.data.errors import DataError
 from r1jax.types import Example
@@ -273,9 +273,14 @@ def read_parquet(path: str, columns: ColumnMapping = LAYOUTS["plain"], task: str
     return _read(path, _parquet_rows, columns, task)
 
 
+def normalized(text: str) -> str:
+    """A text as questions are compared: NFKC, one space between words, case folded."""
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+
+
 def question_text(example: Example) -> str:
-    """The question as splits compare it: NFKC, one space between words, case folded."""
-    return " ".join(unicodedata.normalize("NFKC", example.question).casefold().split())
+    """The question as splits compare it."""
+    return normalized(example.question)
 
 
 def question_hash(example: Example) -> str:
@@ -311,10 +316,12 @@ class SourceConfig:
     task: str = ""  # reasoning_gym: the task's name; of files: the name the examples carry
     params: Mapping[str, Any] = dataclasses.field(
         default_factory=dict
-    )  # reasoning_gym, tasks: parameters of the task(s)
-    size: int = 0  # reasoning_gym, tasks, programs: distinct questions; of files: the first ones, 0 = all
-    seed: int = 0  # reasoning_gym, tasks, programs
-    split: str = ""  # a name in tasks.SPLIT_BOUNDS: only questions that hash to it; empty: all (tasks, programs: 'rl')
+    )  # reasoning_gym, tasks: parameters of the task(s); world: shares of its "kinds" or "domains" (`world.shares_of`)
+    size: int = 0  # reasoning_gym, tasks, programs, world: distinct questions; of files: the first ones, 0 = all
+    seed: int = 0  # reasoning_gym, tasks, programs, world
+    split: str = ""  # a name in tasks.SPLIT_BOUNDS: only questions that hash to it; empty: all (of our own tasks: 'rl')
+    domain: str = ""  # the domain of all examples; empty: each has its own
+    parts: tuple[SourceConfig, ...] = ()  # mixture: sources, one behind the other
 
     def __post_init__(self) -> None:
         if self.kind not in SOURCES:
@@ -334,6 +341,10 @@ class SourceConfig:
                 raise ValueError(f"{field.name}: a source of kind {self.kind!r} does not use this field")
         if self.kind == "tasks":
             _task_config(self)  # says what is wrong with the parameters
+        if self.kind == "world":
+            world.shares_of(self.params)
+        if self.kind == "mixture" and not self.parts:
+            raise ValueError("parts: a source of kind 'mixture' needs at least one")
 
 
 def _file_source(config: SourceConfig) -> list[Example]:
@@ -380,23 +391,50 @@ def _programs_source(config: SourceConfig) -> list[Example]:
     return code_tasks.make_examples(config.size, config.split or "rl", config.seed)
 
 
+def _world_source(config: SourceConfig) -> list[Example]:
+    return world.make_examples(config.size, config.split or "rl", config.seed, config.params)
+
+
+def _mixture_source(config: SourceConfig) -> list[Example]:
+    examples: list[Example] = []
+    owner: dict[str, int] = {}
+    for place, part in enumerate(config.parts):
+        try:
+            own = _examples_of(part)
+        except (OSError, ValueError) as error:
+            raise DataError(f"parts[{place}] (kind {part.kind!r}): {error}") from error
+        for example in own:
+            if (other := owner.setdefault(example.id, place)) != place:
+                raise DataError(f"parts[{other}] and parts[{place}] both have an example with the id {example.id!r}")
+        examples += own
+    return examples
+
+
 SOURCES: dict[str, Callable[[SourceConfig], list[Example]]] = {
     "tasks": _tasks_source,
     "programs": _programs_source,
+    "world": _world_source,
+    "mixture": _mixture_source,
     "reasoning_gym": _reasoning_gym_source,
-    "jsonl": _file_source,
-    "parquet": _file_source,
-    "csv": _file_source,
+    **dict.fromkeys(("jsonl", "parquet", "csv"), _file_source),
 }
-_FILE_FIELDS = frozenset({"kind", "path", "layout", "columns", "task", "size", "split"})
+_COMMON = frozenset({"kind", "domain"})
+_DRAWN = _COMMON | {"size", "seed", "split"}
+_FILE_FIELDS = _COMMON | {"path", "layout", "columns", "task", "size", "split"}
 _USED: dict[str, frozenset[str]] = {
-    "tasks": frozenset({"kind", "params", "size", "seed", "split"}),
-    "programs": frozenset({"kind", "size", "seed", "split"}),
-    "reasoning_gym": frozenset({"kind", "task", "params", "size", "seed", "split"}),
-    "jsonl": _FILE_FIELDS,
-    "parquet": _FILE_FIELDS,
-    "csv": _FILE_FIELDS,
+    "tasks": _DRAWN | {"params"},
+    "programs": _DRAWN,
+    "world": _DRAWN | {"params"},
+    "mixture": _COMMON | {"parts"},
+    "reasoning_gym": _DRAWN | {"task", "params"},
+    **dict.fromkeys(("jsonl", "parquet", "csv"), _FILE_FIELDS),
 }
+
+
+def _examples_of(config: SourceConfig) -> list[Example]:
+    """The examples, in the domain that the config gives them."""
+    examples = SOURCES[config.kind](config)
+    return [dataclasses.replace(e, domain=config.domain) for e in examples] if config.domain else examples
 
 
 def make_source(config: SourceConfig) -> ExampleSource:
@@ -408,4 +446,4 @@ def make_source(config: SourceConfig) -> ExampleSource:
       ImportError: reasoning-gym is not installed.
     """
     name = config.task or config.path or config.kind
-    return ExampleSource(f"{config.kind}:{name}" if name != config.kind else name, SOURCES[config.kind](config))
+    return ExampleSource(f"{config.kind}:{name}" if name != config.kind else name, _examples_of(config))
