@@ -67,20 +67,20 @@ def test_what_cannot_be_graded_is_refused_before_the_start(
 ) -> None:
     monkeypatch.setattr(Sandbox, "check", lambda sandbox: None)
     with pytest.raises((DataError, ConfigError), match=message):
-        check_rewards(rewards, {"source": [example]}, HERE)
+        check_rewards(rewards, {"source": [example]}, HERE, {})
 
 
 def test_without_isolation_nothing_starts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Sandbox, "check", without_isolation)
     with pytest.raises(ConfigError, match="rewards: programs cannot be graded: user namespaces are blocked"):
-        check_rewards(CODE, {"source": [PROBLEM]}, HERE)
+        check_rewards(CODE, {"source": [PROBLEM]}, HERE, {})
 
 
 def test_a_judge_that_does_not_answer_is_told_before_the_start() -> None:
     pytest.importorskip("openai")
     judge = JudgeConfig(url=f"http://127.0.0.1:{free_port()}/v1", model="m", retries=0, seconds=5.0)
     with pytest.raises(ConfigError, match=r"rewards\.judge: .*127\.0\.0\.1"):
-        check_rewards(RewardConfig(comparison="judge", judge=judge), {"source": [PROBLEM]}, HERE)
+        check_rewards(RewardConfig(comparison="judge", judge=judge), {"source": [PROBLEM]}, HERE, {})
 
 
 @isolated
@@ -158,11 +158,13 @@ def test_another_language_is_a_line_of_the_config() -> None:
     rewards = from_config(RewardConfig, {"comparison": "code", "format": 0.0, "code": {"languages": {"sh": shell}}})
     tests = {"language": "sh", "stdio": [{"input": "3\n", "output": "6"}, {"input": "5\n", "output": "10"}]}
     doubled = Example("d", "double it", "", "doubling", metadata=tests)
-    check_rewards(rewards, {"source": [doubled]}, HERE)
+    check_rewards(rewards, {"source": [doubled]}, HERE, {})
     with grading.open_grading(rewards) as opened:
         batch = opened.begin()
         batch.add(0, "<answer>read x; echo $((x * 2))</answer>", [], doubled)
         batch.add(1, "<answer>echo 6</answer>", [], doubled)
         assert [score.total for score in batch.scores()] == [1.0, 0.0]
     with pytest.raises(DataError, match="language 'rust' is not one of"):
-        check_rewards(rewards, {"source": [dataclasses.replace(doubled, metadata={**tests, "language": "rust"})]}, HERE)
+        check_rewards(
+            rewards, {"source": [dataclasses.replace(doubled, metadata={**tests, "language": "rust"})]}, HERE, {}
+        )

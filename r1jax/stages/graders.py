@@ -21,16 +21,21 @@ from r1jax.rewards.isolation.grade_service import read_token
 from r1jax.rewards.isolation.sandbox import SandboxUnavailableError
 from r1jax.rewards.judges.chat_models import ChatModel, Endpoint
 from r1jax.rewards.judges.judge import GroundTruthJudge, JudgeConfig, truth_conversation
+from r1jax.rewards.judges.reward_models import ScalarGrader
 from r1jax.rewards.workers import Ending, Outcome, WorkerPool
 from r1jax.rollout import DecodingConfig
 from r1jax.sampling.answers import SamplerChat
 from r1jax.sampling.decode import SamplingConfig
 from r1jax.settings import ConfigError
+from r1jax.stages.checks import Planned, is_planned
 from r1jax.stages.policy import Policy, PolicySource, describe_source, load_policy
+from r1jax.stages.scalar_model import VIEWS, describe_reward_model, load_reward_model
 from r1jax.types import Example, Score, Status
 
 
-def check_rewards(rewards: RewardConfig, sources: Mapping[str, Sequence[Example]], workdir: pathlib.Path) -> None:
+def check_rewards(
+    rewards: RewardConfig, sources: Mapping[str, Sequence[Example]], workdir: pathlib.Path, planned: Planned
+) -> None:
     """That every example can be graded by these rewards.
 
     Raises:
@@ -40,6 +45,8 @@ def check_rewards(rewards: RewardConfig, sources: Mapping[str, Sequence[Example]
     missing = (needed_models(rewards) & set(MODEL_PARTS)) - set(rewards.reward_models)
     if missing:
         raise ConfigError(f"rewards.reward_models: {', '.join(sorted(missing))} count, and no model of theirs is named")
+    for name, path in rewards.reward_models.items():
+        check_reward_model(name, workdir / path, planned)
     if rewards.code.server:
         try:
             read_token()
@@ -58,6 +65,18 @@ def check_rewards(rewards: RewardConfig, sources: Mapping[str, Sequence[Example]
             check_judge(rewards.judge, workdir)
         except (ValueError, ImportError) as error:
             raise ConfigError(f"rewards.judge: {str(error).removeprefix('init.')}") from error
+
+
+def check_reward_model(name: str, folder: pathlib.Path, planned: Planned) -> None:
+    """That a finished reward model of the right view is there, or is going to be. ConfigError, naming the field."""
+    if is_planned(folder, planned):
+        return
+    try:
+        _, _, card = describe_reward_model(folder)
+    except ConfigError as error:
+        raise ConfigError(f"rewards.reward_models.{name}: {error}") from error
+    if card.view != name:
+        raise ConfigError(f"rewards.reward_models.{name}: {folder} holds a model of {card.view}")
 
 
 class Verifiers:
@@ -127,10 +146,14 @@ def stage_grading(
             batched, parallel = rewards.judge.kind == "sampler", rewards.judge.parallel
             judge = GroundTruthJudge(model, batched=batched, parallel=parallel)
             stack.callback(judge.close)
+        scalar = {}
+        for name, path in rewards.reward_models.items():
+            scalar[name] = ScalarGrader(load_reward_model(workdir / path, mesh, decoding.batch_size), VIEWS[name])
+            stack.callback(scalar[name].close)
         device = None
         if rewards.on_device:
             device = DeviceRewards(policy.tokenizer.token_bytes, policy.model.vocab_size, decoding.max_new_tokens)
-        yield stack.enter_context(open_grading(rewards, verifiers.start, Models(judge), device))
+        yield stack.enter_context(open_grading(rewards, verifiers.start, Models(judge, scalar), device))
 
 
 def check_judge(judge: JudgeConfig, workdir: pathlib.Path) -> None:

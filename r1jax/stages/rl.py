@@ -196,7 +196,9 @@ def check(config: RLConfig, workdir: pathlib.Path, planned: Planned) -> ModelCon
     model, tokenizer = known_policy(config.init, workdir, planned)
     sources = sources_of(config)
     check_fit(config, make_mesh(config.mesh), sources, model, tokenizer)
-    check_rewards(config.rewards, sources, workdir)  # runs programs and asks judges: once, and not again in `run`
+    check_rewards(
+        config.rewards, sources, workdir, planned
+    )  # runs programs and asks judges: once, and not again in `run`
     return model
 
 
@@ -396,7 +398,7 @@ class Loop:
                 self.workdir / "evaluations" / f"{step:06d}.npz",
                 self.config.response_limit(step),
             )
-        figures = summarize(evaluation_of([answers], self.config.rewards.pattern))
+        figures = summarize(evaluation_of([answers], self.config.rewards))
         self.writer.write(step, evaluation_row(figures))
 
     def log_samples(self, graded: GradedRollout, index: int, step: int) -> None:
