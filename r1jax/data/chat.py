@@ -219,7 +219,7 @@ class Chat:
         """The prompt for the assistant's next answer. ValueError: a message is refused (`check_contents`, `render`)."""
         check_contents(messages, self.control_tokens)
         text = self.template.render(messages)
-        return Prompt(text, tuple(self._encode(text)), text.rstrip().endswith(THINK_OPEN))
+        return Prompt(text, tuple(self.encode(text)), text.rstrip().endswith(THINK_OPEN))
 
     def _control_tokens(self) -> tuple[str, ...]:
         """Special tokens, and what the template writes of those that are not marked special (R1's `<｜User｜>`)."""
@@ -233,7 +233,8 @@ class Chat:
         names = {self._tokenizer.bos_token: self._tokenizer.bos_id, self._tokenizer.eos_token: self._tokenizer.eos_id}
         return {name: token for name, token in names.items() if name is not None and token is not None}
 
-    def _encode(self, text: str) -> list[int]:
+    def encode(self, text: str) -> list[int]:
+        """The tokens of a rendered text or a part of one: the names of control tokens in it become those tokens."""
         if isinstance(self._tokenizer, HuggingFaceTokenizer):
             return self._tokenizer.encode(text)  # finds control tokens by itself
         names = self._names()
