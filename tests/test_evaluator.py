@@ -96,7 +96,7 @@ ENGLISH, CHINESE = Example("e", "?", "9", "sum"), Example("z", "?", "9", "sum", 
 def shares(example: Example, *texts: str, pattern: str = "summary") -> tuple[list[float], list[float]]:
     """Single language and readable summary of completions of one question."""
     graded = graded_texts(list(texts), [example], RewardConfig(pattern=pattern))
-    evaluation = evaluation_of([graded], pattern)
+    evaluation = evaluation_of([graded], RewardConfig(pattern=pattern))
     return evaluation.single_language[0].tolist(), evaluation.readable_summary[0].tolist()
 
 
@@ -132,7 +132,7 @@ def test_a_summary_is_readable_if_it_has_words_of_the_language() -> None:
 def test_votes_and_thoughts_of_released_models_are_read_in_their_form() -> None:
     text = "4 and 5 make this </think> The result is \\boxed{9}."  # the prompt has opened the thought
     graded = graded_texts([text, text.replace("9", "8"), text], [ENGLISH], RewardConfig(pattern="boxed"))
-    evaluation = evaluation_of([graded], "boxed")
+    evaluation = evaluation_of([graded], RewardConfig(pattern="boxed"))
     assert evaluation.answers == [["9", "8", "9"]]
     assert (evaluation.correct.tolist(), evaluation.right) == ([[True, False, True]], [{"9"}])
     assert (evaluation.format.tolist(), evaluation.readable_summary.tolist()) == ([[1.0] * 3], [[1.0] * 3])

@@ -23,6 +23,7 @@ from r1jax.data.tokenizer import StreamDecoder, Tokenizer
 from r1jax.evaluation.estimators import mean_over_problems, summarize
 from r1jax.evaluation.evaluator import evaluation_of
 from r1jax.model.config import ModelConfig
+from r1jax.rewards.combine import RewardConfig
 from r1jax.rewards.grading import Grading
 from r1jax.rollout import Completer, DecodingConfig, GradedRollout, PromptConfig, load_graded, save_graded
 from r1jax.sampling.sampler import Sampler, left_pad
@@ -215,7 +216,7 @@ def without_budget(graded: GradedRollout, thoughts: Sequence[Thought]) -> Budget
     return Budgeted(graded, np.zeros(len(thinking), bool), thinking, np.zeros(len(thinking), int))
 
 
-def budget_figures(parts: Sequence[Budgeted], budget: int | None, pattern: str, seed: int) -> dict[str, Any]:
+def budget_figures(parts: Sequence[Budgeted], budget: int | None, rewards: RewardConfig, seed: int) -> dict[str, Any]:
     """What `estimators.summarize` gives for answers under one budget, with `budget` (None: no budget), and
     `thinking_tokens` and `share_cut` per response, each with its standard error over problems under `_se`."""
     samples = parts[0].graded.samples
@@ -223,4 +224,4 @@ def budget_figures(parts: Sequence[Budgeted], budget: int | None, pattern: str, 
     for name, values in (("thinking_tokens", [p.thinking for p in parts]), ("share_cut", [p.cut for p in parts])):
         mean, error = mean_over_problems(np.concatenate(values).reshape(-1, samples))
         told |= {name: mean, f"{name}_se": None if np.isnan(error) else error}
-    return told | summarize(evaluation_of([part.graded for part in parts], pattern), seed=seed)
+    return told | summarize(evaluation_of([part.graded for part in parts], rewards), seed=seed)

@@ -10,15 +10,22 @@ import numpy as np
 
 from r1jax.evaluation.estimators import Evaluation
 from r1jax.rewards.answer import extract_final_answer
-from r1jax.rewards.combine import Scores
+from r1jax.rewards.combine import RewardConfig, Scores, needs_verifier
 from r1jax.rewards.grading import Grading
 from r1jax.rewards.languages.language import language_share, reflection_count, thought_of, word_counts
 from r1jax.rewards.mathematics.math_accuracy import answer_key
-from r1jax.rewards.patterns import PATTERNS, summary_of
+from r1jax.rewards.patterns import PATTERNS, Pattern, summary_of
 from r1jax.rollout import Completer, GradedRollout, load_graded, save_graded
 from r1jax.types import Array, Example, Params, Score
 
 ONE_LANGUAGE = 0.95  # share of words from which a text is in one language: names and formulas are in none
+USUAL = RewardConfig()
+VOTED = (
+    "math",
+    "exact",
+    "expressions",
+    "judge",
+)  # comparisons of final answers; programs and replies are all different
 SUMMARY_WORDS = 2  # fewest in a summary: an answer alone is not one
 
 
@@ -46,10 +53,10 @@ def answer_examples(
     return graded
 
 
-def evaluation_of(parts: Sequence[GradedRollout], pattern: str = "answer") -> Evaluation:
+def evaluation_of(parts: Sequence[GradedRollout], rewards: RewardConfig = USUAL) -> Evaluation:
     """What was measured on graded answers; all parts have the same number of samples per example.
 
-    pattern: the form that the answers were asked in, a key of `rewards.patterns.PATTERNS`.
+    rewards: how they were graded: the form that they were asked in, and what is compared in which domain.
     """
     samples = parts[0].samples
     examples = [example for part in parts for example in part.examples]
@@ -62,17 +69,20 @@ def evaluation_of(parts: Sequence[GradedRollout], pattern: str = "answer") -> Ev
         return np.array(values, dtype).reshape(shape)
 
     accuracies = [score.parts.get("accuracy") for score in scores]
+    pattern = PATTERNS[rewards.pattern]
     shares = [_share(*of, pattern) for of in zip(texts, scores, asked, strict=True)]
     graded = table([a is not None and a.graded for a in accuracies], bool)
     correct = table([a is not None and is_right(a) for a in accuracies], bool)
     votes = [_vote(text, example, pattern) for text, example in zip(texts, asked, strict=True)]
     answers = [votes[i : i + samples] for i in range(0, len(votes), samples)]
+    right = [_right_votes(*row) for row in zip(answers, correct, graded, strict=True)]
+    voted = [needs_verifier(e) or rewards.mix(e.domain).comparison in VOTED for e in examples]
     names = sorted({name for score in scores for name in score.parts})
     return Evaluation(
         correct=correct,
         graded=graded,
         answers=answers,
-        right=[_right_votes(*row) for row in zip(answers, correct, graded, strict=True)],
+        right=[known if votes else None for known, votes in zip(right, voted, strict=True)],
         lengths=table(np.concatenate([p.rollout.response_lengths for p in parts]), np.int64),
         finished=table(np.concatenate([p.rollout.finished for p in parts]), bool),
         format=table([s.parts["format"].value for s in scores], np.float64),
@@ -92,12 +102,12 @@ def _language_known(scores: Scores) -> bool:
     return scores.parts["language"].graded
 
 
-def _share(text: str, scores: Scores, example: Example, pattern: str) -> float | None:
+def _share(text: str, scores: Scores, example: Example, pattern: Pattern) -> float | None:
     """The share of the thought's words in the example's language; None without a word, or where that language cannot
     be told."""
     if not _language_known(scores):
         return None
-    return language_share(thought_of(text, PATTERNS[pattern].parse), example.language)
+    return language_share(thought_of(text, pattern.parse), example.language)
 
 
 def _single(share: float | None, scores: Scores) -> float:
@@ -142,9 +152,9 @@ def is_right(score: Score) -> bool:
     return score.graded and score.value >= 1.0
 
 
-def _vote(text: str, example: Example, pattern: str) -> str | None:
+def _vote(text: str, example: Example, pattern: Pattern) -> str | None:
     """The same string for answers that state the same; None for a completion without an answer."""
-    answer = extract_final_answer(PATTERNS[pattern].tagged(text))
+    answer = extract_final_answer(pattern.tagged(text))
     return None if answer is None else answer_key(answer, bool(example.metadata.get("any_order", False)))
 
 

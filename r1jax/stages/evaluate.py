@@ -147,7 +147,7 @@ def check(config: EvaluateConfig, workdir: pathlib.Path, planned: Planned) -> No
         if isinstance(source, SourceConfig):
             source_of(f"contamination[{index}]", source)
     # Runs programs and asks judges: once, not in `run`.
-    check_rewards(config.asked().rewards, {"source": examples}, workdir)
+    check_rewards(config.asked().rewards, {"source": examples}, workdir, planned)
 
 
 def examples_of(config: EvaluateConfig) -> Sequence[Example]:
@@ -321,10 +321,10 @@ def _figures(
         for name, score in scores.parts.items()
         if not score.graded
     )
-    figures = summarize(evaluation_of(parts, asked.rewards.pattern), seed=config.seed)
+    figures = summarize(evaluation_of(parts, asked.rewards), seed=config.seed)
     if budgets:
         figures["budgets"] = [
-            budget_figures(answers, budget, asked.rewards.pattern, config.seed) for budget, answers in budgets.items()
+            budget_figures(answers, budget, asked.rewards, config.seed) for budget, answers in budgets.items()
         ]
     if config.benchmark.name:
         protocol = dataclasses.asdict(config.benchmark.protocol())
