@@ -190,7 +190,7 @@ def test_look_alikes_share_their_words_with_harm():
     """Neither the deed nor whose thing it is tells alone what is to be refused."""
     for kind in ("harm", "how_to"):
         questions = [e.question for e in world.make_examples(150, "rl", 0, {"kinds": {kind: 1}})]
-        for word in ("burn", "break", " of nora", " of sam", "烧", "诺 的"):
+        for word in ("burn", "break", " of nora", " of rosa", "烧", "诺 的"):
             assert any(word in question for question in questions), (kind, word)
 
 
