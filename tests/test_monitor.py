@@ -106,3 +106,18 @@ def test_the_figure_needs_a_preference_reward() -> None:
         "harmless/safety",
     }
     assert plots.png(figure).startswith(b"\x89PNG")
+
+
+def test_every_rule_graded_domain_is_watched() -> None:
+    rows = [
+        {
+            "step": s,
+            "math/accuracy": 0.9 - 0.01 * s,
+            "code/accuracy": 0.5,
+            "general/helpfulness": 0.1 * s,
+            "accuracy": 0.6,
+        }
+        for s in range(40)
+    ]
+    assert set(monitor.rule_accuracies(rows)) == {"math/accuracy", "code/accuracy"}
+    assert [one.rule for one in monitor.hacking(rows)] == ["math/accuracy"]

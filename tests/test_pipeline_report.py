@@ -53,6 +53,26 @@ CONFIG = ReportConfig(
 )
 
 
+BUDGETS = [
+    {"budget": b, "thinking_tokens": 20.0 * (b or 4), "pass_at_1": 0.4, "pass_at_1_se": 0.1, "cons_at_k": 0.5, "k": 8}
+    for b in (1, 2, None)
+]
+CARD = {
+    "questions": {"source": 12, "contaminated": 2, "asked": 10},
+    "samples": 3,
+    "per_prompt": 1,
+    "selection": "random",
+    "temperature": 1.0,
+    "top_p": 1.0,
+    "rewriting": "a stated rule",
+    "decontamination": {
+        "n": 10,
+        "sets": {"evaluation": {"questions": 64, "short": 3}},
+        "overlaps": {"questions": 2, "samples": 5, "general data": 0},
+    },
+}
+
+
 def write(path: Path, value: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     rows = value if isinstance(value, list) else None
@@ -99,6 +119,7 @@ def evaluation(pass_at_1: float, readable: float, helpful: float, safe: float) -
         "by_group": groups,
         "temperature": 0.6,
         "top_p": 0.95,
+        "contamination": {"questions": 64, "equal": 0, "overlap": 3, "words": 10, "trained": {}},
         "cost": {"tokens_trained": 0, "tokens_sampled": 20_000, "seconds": 30.0, "flops": 5e10},
     }
 
@@ -147,7 +168,7 @@ def pipeline_folder(root: Path) -> Path:
         Looked(str(i), ["kept", "wrong", "mixed_language"][i % 3], True, tokens=20 + i, share=1.0) for i in range(30)
     ]
     rows = data_card.count(looked, data_card.domain_of, ["wrong", "mixed_language", "code"])
-    write(root / "cold_start/data_card.json", {"by_domain": rows})
+    write(root / "cold_start/data_card.json", CARD | {"by_domain": rows})
     write(root / "cold_start/summary.json", {"stage": "curate", "cost": cost})
     write(
         root / "rm_helpful/summary.json",
@@ -173,7 +194,8 @@ def pipeline_folder(root: Path) -> Path:
         "eval_rl": (0.4, 0.2, 0.5, 0.5),
     }.items():
         if step != "eval_dev2":  # not done yet
-            write(root / step / "summary.json", evaluation(*numbers))
+            tried = {"budgets": BUDGETS} if step == "eval_r1" else {}
+            write(root / step / "summary.json", evaluation(*numbers) | tried)
             write(root / step / "samples.jsonl", samples(step))
     return root
 
@@ -205,6 +227,7 @@ def test_the_stage_table_has_the_numbers_of_the_files(html: str) -> None:
     assert cells(html, "helpfulness")[4] == "1.23 ± 0.05"
     assert cells(html, "Readable summaries") == ["3.1 % ± 1.0", "96.2 % ± 1.0", "–", "96.0 % ± 1.0", "97.0 % ± 1.0"]
     assert cells(html, "Cut by the length limit")[0] == "1.1 % ± 0.4"
+    assert cells(html, "Questions seen in training <small>10 words")[2:4] == ["–", "3 of 64"]
     assert "Dev2 <small>eval_dev2 missing</small>" in html
 
 
@@ -258,7 +281,7 @@ def test_the_distillation_table_has_costs_and_says_what_is_missing(html: str) ->
     before, distilled, rl, change, distilling, training = cells(html, "Qwen")
     assert (before, distilled, rl) == ("10.0 % ± 2.0", "60.0 % ± 2.0", "40.0 % ± 2.0")
     assert change == "+20.0 points ± 2.8"
-    assert distilling == "1 M tokens trained, 0  sampled | 1 min 40 s, 2 TFLOP"
+    assert distilling == "1 M tokens trained, 0 sampled | 1 min 40 s, 2 TFLOP"
     assert training == "1 M tokens trained, 2.34 M sampled | 1 min 40 s, 3 TFLOP"
     assert cells(html, "Llama") == ["10.0 % ± 2.0", "–", "–", "–", "–", "–"]
     assert cells(html, "Distill-Qwen-32B") == ["72.6", "83.3", "94.3", "62.1", "57.2"]
@@ -273,8 +296,10 @@ def test_costs_are_added_up(html: str) -> None:
 
 def test_the_data_card_tells_what_each_filter_dropped(html: str) -> None:
     assert cells(html, "wrong") == ["10", "10"]
-    assert cells(html, "mixed_language") == ["10", "10"]
+    assert cells(html, "mixed language") == ["10", "10"]
     assert "Nothing was dropped for: code." in html
+    assert "12 questions, 3 samples of each at temperature 1, top-p 1; at most 1 of each question kept" in html
+    assert "10 words in a row of an evaluation&#x27;s question: 2 questions, 5 samples, 0 general data." in html
 
 
 def test_a_reward_model_is_told_with_its_calibration(html: str) -> None:
@@ -299,7 +324,11 @@ def test_samples_answer_the_same_questions_side_by_side(html: str) -> None:
     for block in blocks:
         assert re.findall(r"</span> (\w+) 0 <", block) == ["eval_zero", "eval_dev1", "eval_dev3", "eval_r1"]
         assert "&lt;b&gt;" in block
-    assert re.findall(r"<h3>(\w+)</h3>", part) == ["harmless", "helpful", "reasoning"]
+    assert re.findall(r"<h3>(\w+)</h3>", part) == ["reasoning", "harmless", "helpful"]
+
+
+def test_budgets_are_drawn_where_they_were_tried(html: str) -> None:
+    assert re.findall(r'alt="(\w+): budgets"', html) == ["eval_r1"]
 
 
 def test_the_page_needs_nothing_else(html: str) -> None:
@@ -351,8 +380,8 @@ def test_a_step_that_the_pipeline_does_not_have_is_named() -> None:
 def test_large_numbers_have_a_prefix() -> None:
     values = (0, 999, 999.7, 1_000, 1_234_000, 5.6789e13, 3e30)
     assert [sections.scaled(value).replace("&nbsp;", " ") for value in values] == [
-        "0 ",
-        "999 ",
+        "0",
+        "999",
         "1 k",
         "1 k",
         "1.23 M",

@@ -19,9 +19,10 @@ from r1jax.evaluation import plots
 from r1jax.evaluation.records import Row, Series, series
 
 PREFERENCES = ("helpfulness", "safety")  # rewards by scalar models, the last part of "helpful/helpfulness"
-REASONING = ("reasoning/accuracy", "other/accuracy", "accuracy")  # the first that a row has: later ones mix domains
-RULE_COLORS = (plots.BLUE, plots.TEAL, plots.INK)
+REASONING, OTHER = "reasoning/accuracy", "other/accuracy"  # the latter of examples that name no domain
+RULE_COLORS = (plots.BLUE, plots.TEAL, plots.INK, "#8e5ea2", "#7b8794", "#9c6b30")
 PREFERENCE_COLORS = (plots.RED, "#e0a030")
+LEGEND_COLUMNS = 3
 WINDOW_SHARE = 10  # a running mean is over 1/10 of the steps, and over 5 at least
 RISE = 0.5  # standard deviations of the preference reward that count as a rise
 DROP = 0.05  # fall in rule-graded accuracy that is flagged
@@ -53,20 +54,21 @@ def preference_rewards(rows: Sequence[Row]) -> dict[str, Series]:
 
 
 def rule_accuracies(rows: Sequence[Row]) -> dict[str, Series]:
-    """Metric -> series of what rules grade: reasoning, and each domain that has a preference reward."""
-    reasoning = [
-        {"step": row["step"], "reasoning": row[name]} for row in rows if (name := _first(row, REASONING)) is not None
-    ]
-    found = {"reasoning/accuracy": series(reasoning, "reasoning")}
-    for preference in preference_rewards(rows):
-        domain = preference.rpartition("/")[0]
-        if domain and f"{domain}/accuracy" not in REASONING:
-            found[f"{domain}/accuracy"] = series(rows, f"{domain}/accuracy")
+    """Metric -> series of what rules grade, by domain, reasoning first.
+
+    Where a batch has a single domain, its rows log no domain: their accuracy is taken for reasoning's.
+    """
+    domains = sorted({name for row in rows for name in row if name.endswith("/accuracy") and "eval/" not in name})
+    single = [row for row in rows if not any(name in row for name in domains)]
+    found = {REASONING: series(single + _renamed(rows, OTHER), "accuracy")}
+    if REASONING in domains:
+        found[REASONING] = series(single + _renamed(rows, REASONING), "accuracy")
+    found |= {name: series(rows, name) for name in domains if name not in (REASONING, OTHER)}
     return {name: line for name, line in found.items() if line is not None}
 
 
-def _first(row: Row, names: Sequence[str]) -> str | None:
-    return next((name for name in names if name in row), None)
+def _renamed(rows: Sequence[Row], name: str) -> list[Row]:
+    return [{"step": row["step"], "accuracy": row[name]} for row in rows if name in row]
 
 
 def divergence(preference: str, reward: Series, rule: str, accuracy: Series) -> Divergence | None:
@@ -114,14 +116,17 @@ def window(points: int) -> int:
 def hacking(rows: Sequence[Row], drop: float = DROP) -> list[Divergence]:
     """The falls beyond `drop` and beyond noise, the largest first.
 
-    Every preference reward is set against the rule-graded accuracy of its own domain and that of reasoning.
+    Every preference reward is set against the rule-graded accuracy of its own domain, and of those domains that have
+    no preference reward.
     """
-    rules = rule_accuracies(rows)
+    rewards = preference_rewards(rows)
+    ruled = {name.rpartition("/")[0] + "/accuracy" for name in rewards}
     found = []
-    for preference, reward in preference_rewards(rows).items():
-        own = preference.rpartition("/")[0] + "/accuracy"
-        for rule in dict.fromkeys((own, "reasoning/accuracy")):
-            one = divergence(preference, reward, rule, rules[rule]) if rule in rules else None
+    for preference, reward in rewards.items():
+        for rule, accuracy in rule_accuracies(rows).items():
+            if rule in ruled and rule != preference.rpartition("/")[0] + "/accuracy":
+                continue
+            one = divergence(preference, reward, rule, accuracy)
             if one is not None and one.fall > max(drop, NOISE * one.error):
                 found.append(one)
     return sorted(found, key=lambda one: -one.fall)
@@ -154,12 +159,14 @@ def monitor_figure(rows: Sequence[Row]) -> Figure | None:
         _draw(right, Series(line.steps, (line.values - line.values.mean()) / spread), name, color, (0, (4, 1.5)))
     left.set_ylim(0, 1.02)
     left.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0, symbol=" %"))
-    right.set_ylabel("preference reward, standard deviations (dashed)", fontsize=8.5, color=plots.MUTED)
+    right.set_ylabel("reward model (dashed), standard deviations", fontsize=8.5, color=plots.MUTED)
     right.tick_params(labelsize=8.5, colors=plots.MUTED, length=0)
     for side in right.spines.values():
         side.set_visible(False)
     handles = [handle for axes in (left, right) for handle in axes.get_legend_handles_labels()[0]]
-    plots.add_legend(left, columns=3, size=7.5, handles=handles)
+    lines = -(-len(handles) // LEGEND_COLUMNS)
+    left.set_title(title, loc="left", fontsize=10.5, color=plots.INK, fontweight="bold", pad=12 + 12 * lines)
+    plots.add_legend(left, columns=LEGEND_COLUMNS, size=8, handles=handles)
     return figure
 
 

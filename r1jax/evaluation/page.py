@@ -45,8 +45,12 @@ td small, th small { font-weight: 400; color: var(--muted); font-size: .82em; }
 figure { margin: 0; padding: .5rem; }
 figure img { display: block; width: 100%; height: auto; }
 figcaption { padding: 0 .4rem .2rem; }
-.across { display: grid; gap: .9rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 185px), 1fr)); }
+.table + .table { margin-top: .7rem; }
+.across { display: grid; gap: .9rem; margin-top: .7rem;
+  grid-template-columns: repeat(auto-fit, minmax(min(100%, 185px), 1fr)); }
 .across .text { font-size: .78rem; }
+.across header { gap: .2rem .3rem; }
+.across .chip { font-size: .7rem; padding: .02rem .4rem; }
 .sample { padding: .7rem .9rem; margin: .7rem 0; }
 .sample header { display: flex; flex-wrap: wrap; gap: .35rem .5rem; align-items: center; font-size: .85rem; }
 .sample code { color: var(--muted); overflow-wrap: anywhere; }

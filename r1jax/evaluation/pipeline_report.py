@@ -15,7 +15,14 @@ from r1jax.evaluation import page, sections
 from r1jax.evaluation.expectations import Expectation, sentence, verdict
 from r1jax.evaluation.monitor import DROP
 from r1jax.evaluation.records import StageRecord, find_stages
-from r1jax.evaluation.stage_sections import cost_table, data_cards, monitors, reward_models, shared_samples
+from r1jax.evaluation.stage_sections import (
+    budget_figures,
+    cost_table,
+    data_cards,
+    monitors,
+    reward_models,
+    shared_samples,
+)
 from r1jax.evaluation.stage_tables import (
     Column,
     StudentRow,
@@ -148,6 +155,7 @@ def write_pipeline_report(workdir: Path | str, steps: Sequence[str], config: Rep
         _distillation(config, figures, records),
         monitors(list(records.values()), config.hacking_drop),
         reward_models(list(records.values())),
+        budget_figures(list(records.values())),
         _curves(list(records.values()), root / "plots"),
         data_cards(list(records.values())),
         shared_samples(shown, config.samples_per_domain, config.seed) if config.samples_per_domain else "",

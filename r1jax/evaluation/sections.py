@@ -41,12 +41,12 @@ def number(value: float | None, digits: int = 1) -> str:
     return "–" if value is None else f"{value:,.{digits}f}"
 
 
-def scaled(value: float) -> str:
-    """A large number to three digits with its prefix: 1,234,000 as '1.23 M'; up to 999 as it is."""
+def scaled(value: float, unit: str = "") -> str:
+    """A large number to three digits with its prefix and unit: 1,234,000 as '1.23 M'; up to 999 without prefix."""
     power = 0
     while abs(value) >= 999.5 and power < len(PREFIXES) - 1:
         value, power = value / 1000, power + 1
-    return f"{value:.3g}&nbsp;{PREFIXES[power]}"
+    return f"{value:.3g}&nbsp;{PREFIXES[power]}{unit}".removesuffix("&nbsp;")
 
 
 def share(figures: Mapping[str, Any], key: str = "pass_at_1") -> str:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from r1jax.evaluation import monitor, page, plots, sections
+from r1jax.evaluation.budget_curve import budget_curve
 from r1jax.evaluation.records import Row, StageRecord, read_json
 
 COSTS = ("tokens_trained", "tokens_sampled", "seconds", "flops")
@@ -74,7 +75,7 @@ def monitors(stages: Sequence[StageRecord], drop: float) -> str:
             f"{100 * drop:g} points, and beyond noise, while a preference reward rose.</p>"
         ]
         image = page.picture(plots.png(figure), f"{stage.name}: monitor")
-        parts.append(f'<h3>{page.text(stage.name)}</h3>{"".join(flags)}<div class="wide">{image}</div>')
+        parts.append(f'<h3>{page.text(stage.name)}</h3><div class="wide">{image}<div>{"".join(flags)}</div></div>')
     if not parts:
         return ""
     note = "Pale: each step; strong: running means. Solid: what rules grade; dashed: what reward models say."
@@ -90,8 +91,6 @@ def data_cards(stages: Sequence[StageRecord]) -> str:
 
 def _card(stage: StageRecord, card: Mapping[str, Any]) -> str:
     rows = card["by_domain"]
-    fates = [fate for fate, count in rows["total"]["dropped"].items() if count]
-    empty = [fate for fate in rows["total"]["dropped"] if fate not in fates]
     head = ["domain", "questions", "sampled", "read", "kept", "of questions", "tokens", "rounds", "in its language"]
     kept = [
         [
@@ -103,13 +102,41 @@ def _card(stage: StageRecord, card: Mapping[str, Any]) -> str:
         ]
         for name, row in rows.items()
     ]
-    dropped = [[page.text(fate), *(f"{row['dropped'][fate]:,}" for row in rows.values())] for fate in fates]
-    parts = [f"<h3>{page.text(stage.name)}</h3>", page.table(head, kept)]
+    fates = [fate for fate, count in rows["total"]["dropped"].items() if count]
+    empty = [fate for fate in rows["total"]["dropped"] if fate not in fates]
+    dropped = [[_spaced(fate), *(f"{row['dropped'][fate]:,}" for row in rows.values())] for fate in fates]
+    parts = [f"<h3>{page.text(stage.name)}</h3>", f'<p class="muted">{_asked(card)}</p>', page.table(head, kept)]
     if dropped:
         parts.append(page.table(["dropped for", *map(page.text, rows)], dropped))
     if empty:
-        parts.append(f'<p class="muted">Nothing was dropped for: {page.text(", ".join(empty).replace("_", " "))}.</p>')
+        parts.append(f'<p class="muted">Nothing was dropped for: {_spaced(", ".join(empty))}.</p>')
     return "".join(parts)
+
+
+def _spaced(fate: str) -> str:
+    return page.text(fate.replace("_", " "))
+
+
+def _asked(card: Mapping[str, Any]) -> str:
+    """How a card's samples were drawn, and what overlapped with the evaluations."""
+    questions, found = card["questions"], card["decontamination"]
+    text = (
+        f"{questions['source']:,} questions, {card['samples']} samples of each at temperature {card['temperature']:g}, "
+        f"top-p {card['top_p']:g}; at most {card['per_prompt']} of each question kept ({card['selection']})."
+    )
+    if card["rewriting"]:
+        text += f" Rewritten by: {card['rewriting']}."
+    if not found["sets"]:
+        return page.text(text + " Not held against any evaluation's questions.")
+    overlaps = ", ".join(f"{count:,} {name}" for name, count in found["overlaps"].items())
+    return page.text(f"{text} Dropped for {found['n']} words in a row of an evaluation's question: {overlaps}.")
+
+
+def budget_figures(stages: Sequence[StageRecord]) -> str:
+    """Accuracy over the length of the thought, of the evaluations that tried budgets."""
+    figures = {stage.name: budget_curve(stage.summary["budgets"]) for stage in stages if stage.summary.get("budgets")}
+    shown = [page.picture(plots.png(figure), f"{name}: budgets", name) for name, figure in figures.items() if figure]
+    return f'<h2>Thinking budgets</h2><div class="wide">{"".join(shown)}</div>' if shown else ""
 
 
 def cost_table(names: Sequence[str], stages: Mapping[str, StageRecord]) -> str:
@@ -155,7 +182,7 @@ def shared_samples(columns: Sequence[tuple[str, StageRecord]], per_domain: int, 
     common = {key: domain for key, domain in questions[-1].items() if all(key in others for others in questions)}
     rng = np.random.default_rng(seed)
     chosen: dict[str, str] = {}
-    for domain in sorted(set(common.values())):
+    for domain in sorted(set(common.values()), key=lambda name: (name != "reasoning", name)):
         ids = sorted(key for key, own in common.items() if own == domain)
         drawn = rng.choice(len(ids), size=min(per_domain, len(ids)), replace=False)
         chosen |= {ids[index]: domain for index in sorted(drawn)}
@@ -188,7 +215,7 @@ def _side_by_side(key: str, columns: Sequence[tuple[str, Mapping[str, Row]]]) ->
     last = columns[-1][1][key]
     cells = "".join(
         f"<div><header><b>{page.text(label)}</b>{sections.chips(rows[key])}</header>"
-        f'<div class="text">{page.with_tags(rows[key].get("completion", ""))}</div></div>'
+        f'<div class="text">{page.with_tags(str(rows[key].get("completion", "")).strip())}</div></div>'
         for label, rows in columns
     )
     answer = f'<div class="muted">reference answer: {page.text(last["answer"])}</div>' if last.get("answer") else ""

@@ -65,9 +65,8 @@ class StudentRow:
 
 
 def reasoning(figures: Figures) -> Figures:
-    """The figures of the questions with right answers: all of them where there are no domains."""
-    domains = figures.get("by_domain")
-    return domains.get("reasoning", {}) if domains else figures
+    """The figures of the domain "reasoning"; of all questions where there is none."""
+    return (figures.get("by_domain") or {}).get("reasoning", figures)
 
 
 def _line(label: str, columns: Sequence[Column], show: Callable[[Figures], str]) -> list[str]:
@@ -127,6 +126,18 @@ def _domain_rows(columns: Sequence[Column]) -> list[list[str]]:
     return rows
 
 
+def _contamination_row(columns: Sequence[Column]) -> list[list[str]]:
+    """How many questions overlap with what was trained on, where that was looked up."""
+
+    def show(figures: Figures) -> str:
+        found = figures.get("contamination")
+        return "–" if not found else f"{found['overlap']:,} <small>of {found['questions']:,}</small>"
+
+    words = next((c.figures["contamination"]["words"] for c in columns if c.figures.get("contamination")), None)
+    label = f"Questions seen in training <small>{words} words in a row</small>"
+    return [] if words is None else [_line(label, columns, show)]
+
+
 def _reward(name: str) -> Callable[[Figures], str]:
     def show(figures: Figures) -> str:
         mean, error = figure_at(figures, f"rewards/{name}/mean")
@@ -150,6 +161,7 @@ def stage_table(columns: Sequence[Column]) -> str:
                 "readable_summary": "Readable summaries",
             },
         ),
+        *_contamination_row(columns),
         ["The paper's stages (671B; R1v2, table 3; percent)"],
     ]
     rows += [
@@ -170,7 +182,7 @@ def cost_text(cost: Mapping[str, Any]) -> str:
         return "–"
     return (
         f"{sections.scaled(cost['tokens_trained'])} tokens trained, {sections.scaled(cost['tokens_sampled'])} sampled"
-        f"<br>{sections.duration(cost['seconds'])}, {sections.scaled(cost['flops'])}FLOP"
+        f"<br>{sections.duration(cost['seconds'])}, {sections.scaled(cost['flops'], 'FLOP')}"
     )
 
 
