@@ -19,22 +19,26 @@ import rich.console
 from jax.experimental import multihost_utils
 
 from r1jax.data.errors import DataError
-from r1jax.data.sources import SourceConfig
 from r1jax.data.tokenizer import Tokenizer
 from r1jax.evaluation.report import write_report
 from r1jax.model.config import ModelConfig
-from r1jax.rollout import encode_prompts
+from r1jax.rollout import PromptConfig, encode_prompts
 from r1jax.settings import ConfigError, from_config, to_plain
-from r1jax.stages import evaluate, pretrain, rl
+from r1jax.stages import curate, evaluate, pretrain, rl, sft
 from r1jax.stages.checks import Planned, Stage, source_of
+from r1jax.stages.curate_config import CurateConfig
+from r1jax.stages.sft_config import SFTConfig
 from r1jax.stages.step_folders import SUMMARY, Placed, find_elsewhere, is_done, place, record_config, sole_user
 from r1jax.stages.step_keys import StepKey, changes, read_key, step_keys
+from r1jax.types import Example
 from r1jax.weights.policy_folder import MODEL_FILE, read_description
 from r1jax.workdir import open_workdir
 
 SINGLE_STAGES: Mapping[str, Stage] = {
     "pretrain": Stage(pretrain.PretrainConfig, pretrain.check, pretrain.run),
+    "sft": Stage(SFTConfig, sft.check, sft.run),
     "rl": Stage(rl.RLConfig, rl.check, rl.run),
+    "curate": Stage(CurateConfig, curate.check, curate.run),
     "evaluate": Stage(evaluate.EvaluateConfig, evaluate.check, evaluate.run),
 }
 
@@ -231,21 +235,23 @@ class _PromptCheck:
             if init is None or init.kind != "stage" or (part.folder / init.path).resolve() not in with_tokenizer:
                 continue
             with_tokenizer.add(part.folder.resolve())
-            for field, source in prompt_sources(part.config).items():
+            prompt, sources = asked_of(part.config)
+            for field, examples in sources.items():
                 try:
-                    encode_prompts(source_of(field, source), tokenizer, part.config.prompt)
+                    encode_prompts(examples, tokenizer, prompt)
                 except DataError as error:
                     raise DataError(f"steps[{part.step.name}].config.{field}: {error}") from error
 
 
-def prompt_sources(config: Any) -> dict[str, SourceConfig]:
-    """The sources whose questions a stage asks in its prompt, by field."""
+def asked_of(config: Any) -> tuple[PromptConfig, Mapping[str, Sequence[Example]]]:
+    """How a stage asks its policy, and the questions by field; no questions where it asks none."""
     if isinstance(config, evaluate.EvaluateConfig):
-        return {"source": config.source}
+        return config.asked().prompt, {"source": evaluate.examples_of(config)}
     if isinstance(config, rl.RLConfig):
-        held_out = {"evaluation.source": config.evaluation.source} if config.evaluation.every else {}
-        return {"source": config.source, **held_out}
-    return {}
+        return config.prompt, rl.sources_of(config)
+    if isinstance(config, CurateConfig):
+        return config.prompt, {"source": source_of("source", config.source)}
+    return PromptConfig(), {}
 
 
 def stage_configs(config: PipelineConfig) -> list[Any]:
