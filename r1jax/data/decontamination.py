@@ -1,6 +1,6 @@
 """Whether a text repeats part of an evaluation set: overlap of n-grams of words (the R1 paper: n = 10).
 
-A **word** is a run of letters and digits, case folded after NFKC; or one Han character, since Chinese has no blanks (ten
+A **word** is a run of letters and digits, case folded after NFKC; or one Han character, since Chinese has no blanks (10
 of them are some six words: Chinese texts overlap sooner); or one mathematical sign (`7 + 5` and `7 - 5` are different
 questions). Other punctuation and white space do not count. Two texts overlap where they have n words in a row in
 common. A text of fewer than n words overlaps only with one of the same words as a whole: short questions made by one

@@ -28,7 +28,7 @@ class FilterConfig:
     wrong: bool = True  # accuracy below 1
     ungraded: bool = True  # the grader could not decide: counted apart from wrong ones
     truncated: bool = True  # cut by the length limit
-    format: bool = True  # not of the form that is asked for (`RewardConfig.pattern`)
+    format: bool = True  # not of the form that is asked for (`RewardConfig.pattern`); without text, in any case
     mixed_language: float | None = 0.9  # least share of the language that most words of the thought are in
     wrong_language: float | None = 0.9  # least share of words in the prompt's language, in thought and in summary
     repetition: float | None = 0.2  # largest share of repeated n-grams of tokens, in the whole completion
@@ -96,6 +96,9 @@ def _truncated(candidate: Candidate, config: FilterConfig) -> str:
 
 
 def _format(candidate: Candidate, config: FilterConfig) -> str:
+    """A completion without text has no form at all: nothing could be learned from it."""
+    if not candidate.text.strip():
+        return "no text"
     parsed = PATTERNS[candidate.pattern].parse(candidate.text)
     return parsed.problem if config.format and not parsed.well_formed else ""
 

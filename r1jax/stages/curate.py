@@ -32,9 +32,10 @@ from r1jax.data import data_card
 from r1jax.data.cold_start import PHRASES
 from r1jax.data.decontamination import EvaluationQuestions, Overlap
 from r1jax.data.errors import DataError
-from r1jax.data.samples import read_samples, write_samples
+from r1jax.data.samples import Sample, read_samples, write_samples
 from r1jax.data.selection import choose, largest_mixture
 from r1jax.data.tokenizer import Tokenizer
+from r1jax.data.world_samples import write_samples_of
 from r1jax.evaluation.evaluator import answer_examples
 from r1jax.metrics import MetricWriter, Progress
 from r1jax.model.config import ModelConfig
@@ -72,14 +73,14 @@ def check(config: CurateConfig, workdir: pathlib.Path, planned: Planned) -> None
     model, tokenizer = known_policy(config.init, workdir, planned)
     asked, _ = _questions(config, _known(config))
     _check_fit(config, make_mesh(config.mesh), model, tokenizer, asked)
-    check_rewards(config.rewards, {"source": asked}, workdir)
+    check_rewards(config.rewards, {"source": asked}, workdir, planned)
     if config.rewrite is not None and config.rewrite.model is not None:
         try:
             check_judge(config.rewrite.model, workdir)
         except (ValueError, ImportError) as error:
             raise ConfigError(f"rewrite.model: {str(error).removeprefix('init.')}") from error
     for index, general in enumerate(config.general):
-        if general.kind == "samples" and not is_planned(workdir / general.path, planned):
+        if general.kind == "world" or not is_planned(workdir / general.path, planned):
             _general_samples(general, workdir, f"general[{index}]")
 
 
@@ -249,12 +250,16 @@ def _rewrite(
     return within_questions(rewritten, partial(without_duplicates, prefix=REWRITE))
 
 
-def _general_samples(general: GeneralData, workdir: pathlib.Path, field: str) -> Sequence[Any]:
-    """The samples of one entry of `general`. DataError naming the field."""
+def _general_samples(general: GeneralData, workdir: pathlib.Path, field: str) -> list[Sample]:
+    """The samples of one entry of `general`. DataError or ConfigError naming the field."""
     try:
+        if general.kind == "world":
+            return write_samples_of(general.size, general.seed, general.quality, general.split or "rl", general.params)
         return read_samples(workdir / general.path)[: general.size or None]
     except DataError as error:
         raise DataError(f"{field}: {error}") from error
+    except ValueError as error:
+        raise ConfigError(f"{field}: {error}") from error
 
 
 def _read_general(config: CurateConfig, index: int, workdir: pathlib.Path, tokenizer: Tokenizer) -> list[Entry]:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
+from typing import Any
 
 from r1jax.data.decontamination import WORDS_OF_OVERLAP
 from r1jax.data.selection import RULES
 from r1jax.data.sources import SourceConfig
+from r1jax.data.world_replies import Quality
 from r1jax.rewards.combine import RewardConfig
 from r1jax.rewards.filters import FilterConfig
 from r1jax.rollout import DecodingConfig, PromptConfig
@@ -27,6 +29,9 @@ class GeneralData:
     path: str = ""  # samples: of the file, relative to the stage's own folder
     size: int = 0  # world: how many; samples: the first ones, 0 = all
     seed: int = 0  # world
+    split: str = ""  # world: of the requests; empty: 'rl'
+    quality: Quality | None = None  # world: of the replies; None: the defaults of `Quality`
+    params: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # world: which requests (`world.shares_of`)
 
     def __post_init__(self) -> None:
         if self.kind not in ("samples", "world"):
@@ -35,8 +40,9 @@ class GeneralData:
             raise ValueError(f"path: {self.path!r}; general data of kind 'samples' needs one, and of 'world' has none")
         if self.size < (self.kind == "world"):
             raise ValueError(f"size: {self.size}; at least {int(self.kind == 'world')}")
-        if self.kind == "samples" and self.seed:
-            raise ValueError(f"seed: {self.seed}; a file needs none")
+        for name in ("seed", "split", "quality", "params"):
+            if self.kind == "samples" and getattr(self, name):
+                raise ValueError(f"{name}: general data of kind 'samples' does not use this field")
 
 
 @dataclasses.dataclass(frozen=True)
