@@ -1,0 +1,333 @@
+"""The whole R1 recipe at a size that two CPU cores train in three quarters of an hour; see `configs/r1.py`.
+
+Questions: the arithmetic of `data.tasks` (domain "reasoning") and the made-up world of `data.world` (domains "helpful"
+and "harmless"), both in English and Chinese.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+SHORT_PROMPT = {"template": "short", "width": 32}
+DECODING = {"max_new_tokens": 88, "temperature": 1.0, "chunk": 22, "batch_size": 128}
+ROW_LENGTH = 128  # prompt and response
+
+
+def pipeline(seed: int) -> dict:
+    """All stages, each beside its evaluation."""
+    steps = [
+        _step("pretrain", "pretrain", pretrain(seed, "tiny_mla_moe", steps=1000)),
+        _step("zero", "rl", r1_zero(seed)),
+        _step("cold_start", "curate", cold_start(seed)),
+        _step("dev1", "sft", sft(seed, "pretrain", ["cold_start"])),
+        _step("dev2", "rl", reasoning_rl(seed)),
+        _step("rejection", "curate", rejection(seed)),
+        _step("dev3", "sft", sft(seed, "pretrain", ["rejection"])),
+        _step("preferences", "preferences", preferences(seed)),
+        _step("helpful_model", "reward_model", reward_model(seed, "pairwise", "helpfulness", "pairs.jsonl")),
+        _step("safety_model", "reward_model", reward_model(seed, "pointwise", "safety", "labels.jsonl")),
+        _step("r1", "rl", all_scenarios(seed)),
+        _step("student_qwen", "pretrain", pretrain(seed, "tiny_qwen", steps=700)),
+        _step("student_llama", "pretrain", pretrain(seed, "tiny_llama", steps=700)),
+        _step("distill_qwen", "sft", sft(seed, "student_qwen", ["rejection"])),
+        _step("distill_llama", "sft", sft(seed, "student_llama", ["rejection"])),
+        _step("rl_qwen", "rl", student_rl(seed)),
+    ]
+    patterns = {
+        "pretrain": "answer",
+        "zero": "answer",
+        "student_qwen": "answer",
+        "student_llama": "answer",
+        "rl_qwen": "answer",
+    }
+    policies = ["pretrain", "zero", "dev1", "dev2", "dev3", "r1"]
+    policies += ["student_qwen", "student_llama", "distill_qwen", "distill_llama", "rl_qwen"]
+    interleaved = []
+    for step in steps:
+        interleaved.append(step)
+        if step["name"] in policies:
+            name = step["name"]
+            interleaved.append(_step(f"evaluate_{name}", "evaluate", evaluate(name, patterns.get(name, "summary"))))
+    return {
+        "stage": "pipeline",
+        "title": "DeepSeek-R1, tiny",
+        "only": "",
+        "reuse": (),
+        "report": REPORT,
+        "steps": tuple(interleaved),
+    }
+
+
+def _step(name: str, stage: str, config: dict) -> dict:
+    return {"name": name, "stage": stage, "config": config}
+
+
+def _from(step: str) -> dict:
+    return {"kind": "stage", "path": f"../{step}"}
+
+
+def _cosine(learning_rate: float, warmup: int, total: int, **more: Any) -> dict:
+    return {
+        "learning_rate": learning_rate,
+        "schedule": "cosine",
+        "warmup_steps": warmup,
+        "total_steps": total,
+        **more,
+    }
+
+
+# Questions ------------------------------------------------------------------------------------------------------------
+
+
+def _reasoning(split: str, size: int, seed: int) -> dict:
+    return {"kind": "tasks", "split": split, "size": size, "seed": seed}
+
+
+def _world(split: str, size: int, seed: int, **domains: float) -> dict:
+    return {"kind": "world", "split": split, "size": size, "seed": seed, "params": {"domains": domains}}
+
+
+def _mixture(*parts: dict) -> dict:
+    return {"kind": "mixture", "parts": parts}
+
+
+def _all_domains(split: str, reasoning: int, helpful: int, harmless: int, seed: int) -> dict:
+    return _mixture(
+        {**_reasoning(split, reasoning, seed), "domain": "reasoning"},
+        _world(split, helpful, seed, helpful=1.0),
+        _world(split, harmless, seed, harmless=1.0),
+    )
+
+
+RULES = {
+    "reasoning": {"comparison": "math"},
+    "helpful": {"comparison": "instruction"},
+    "harmless": {"comparison": "instruction"},
+}
+
+
+def _expect(claim: str, before: str, after: str, metric: str, direction: str = "up") -> dict:
+    return {"claim": claim, "before": before, "after": after, "metric": metric, "direction": direction}
+
+
+REASONING = "by_domain/reasoning/pass_at_1"
+HELPFUL = "by_domain/helpful/pass_at_1"
+SAFE = "by_domain/harmless/pass_at_1"
+REPORT = {
+    "stages": (
+        {"label": "Zero", "step": "evaluate_zero"},
+        {"label": "Dev1", "step": "evaluate_dev1"},
+        {"label": "Dev2", "step": "evaluate_dev2"},
+        {"label": "Dev3", "step": "evaluate_dev3"},
+        {"label": "R1", "step": "evaluate_r1"},
+    ),
+    "students": (
+        {
+            "label": "Qwen",
+            "base": "evaluate_student_qwen",
+            "distilled": "evaluate_distill_qwen",
+            "distilled_by": "distill_qwen",
+            "rl": "evaluate_rl_qwen",
+            "rl_by": "rl_qwen",
+        },
+        {
+            "label": "Llama",
+            "base": "evaluate_student_llama",
+            "distilled": "evaluate_distill_llama",
+            "distilled_by": "distill_llama",
+        },
+    ),
+    # experiments/LOG.md has them from before the reported seeds.
+    "expectations": (
+        _expect("The cold start brings thoughts in one language", "Zero", "Dev1", "single_language"),
+        _expect("The cold start brings readable summaries", "Zero", "Dev1", "readable_summary"),
+        _expect("The cold start does not harm the format", "Zero", "Dev1", "format", "not_down"),
+        _expect(
+            "Accuracy after the cold start (the paper's AIME falls, 77.9 to 59.0)", "Zero", "Dev1", REASONING, "state"
+        ),
+        _expect("Reasoning RL raises accuracy (AIME 59.0 to 74.0)", "Dev1", "Dev2", REASONING),
+        _expect("RL for all scenarios raises helpfulness (AlpacaEval 62.1 to 87.6)", "Dev3", "R1", HELPFUL),
+        _expect("RL for all scenarios raises safety", "Dev3", "R1", SAFE),
+        _expect("Accuracy after RL for all scenarios (AIME 78.1 to 79.8)", "Dev3", "R1", REASONING, "state"),
+        _expect(
+            "The distilled student is ahead of RL on the student (72.6 against 47.0)",
+            "Qwen RL",
+            "Qwen distilled",
+            REASONING,
+        ),
+    ),
+}
+
+
+# Stages ---------------------------------------------------------------------------------------------------------------
+
+
+def pretrain(seed: int, preset: str, steps: int) -> dict:
+    """A base model from nothing, on a corpus of mixed quality."""
+    return {
+        "seed": seed,
+        "steps": steps,
+        "rows": 16,
+        "row_length": 160,
+        "model": {"preset": preset},
+        "corpus": {"documents": 70_000, "world": 0.2, "seed": seed},
+        "tokenizer": {"vocab_size": 768},
+        "optimizer": _cosine(3e-3, 45, steps, final_fraction=0.05, b2=0.98, weight_decay=0.01),
+    }
+
+
+def _rl(seed: int, init: str, rollouts: int, **more: Any) -> dict:
+    return {
+        "seed": seed,
+        "rollouts": rollouts,
+        "init": _from(init),
+        "source": _reasoning("rl", 20_000, seed),
+        "prompt": SHORT_PROMPT,
+        "decoding": DECODING,
+        "prompts": 24,
+        "group_size": 16,
+        "minibatches": 2,
+        "row_length": ROW_LENGTH,
+        "micro_rows": 24,
+        "grpo": {"aggregation": "token_mean"},
+        "optimizer": _cosine(4e-4, 5, 2 * rollouts, weight_decay=0.0),
+        "evaluation": {"source": _reasoning("validation", 24, 1), "every": 10},
+        **more,
+    }
+
+
+def r1_zero(seed: int) -> dict:
+    """Pure RL on the base (R1v2 2.1)."""
+    return _rl(seed, "pretrain", 40, preset="r1_zero", rewards={"accuracy": 1.0, "format": 0.5})
+
+
+def cold_start(seed: int) -> dict:
+    """Right and readable answers of R1-Zero, rewritten to the pattern reasoning, then summary (R1v2 B.3.2)."""
+    return {
+        "seed": seed,
+        "init": _from("zero"),
+        "source": _reasoning("rl", 600, seed + 100),
+        "prompt": SHORT_PROMPT,
+        "decoding": DECODING,
+        "rewards": {"accuracy": 1.0, "format": 0.5},
+        "samples": 4,
+        "per_prompt": 1,
+        "rewrite": {"kind": "rule"},
+    }
+
+
+def sft(seed: int, init: str, data: list[str]) -> dict:
+    """Fine-tuning on curated samples (R1v2 B.4.2: two to three epochs, cosine to a tenth)."""
+    return {
+        "seed": seed,
+        "init": _from(init),
+        "data": tuple({"path": f"../{name}/samples_kept.jsonl"} for name in data),
+        "epochs": 2.0,
+        "rows": 8,
+        "row_length": 160,
+        "prompt": SHORT_PROMPT,
+        "optimizer": {"learning_rate": 1e-3, "schedule": "cosine", "warmup_steps": 5, "weight_decay": 0.01},
+    }
+
+
+def reasoning_rl(seed: int) -> dict:
+    """RL with accuracy, format and language (R1v2 2.2; clip range 10 as published)."""
+    return _rl(
+        seed,
+        "dev1",
+        40,
+        preset="r1",
+        rewards={"pattern": "summary", "accuracy": 1.0, "format": 0.5, "language": 1.0},
+    )
+
+
+def rejection(seed: int) -> dict:
+    """Answers of the converged policy that are right and readable, joined with general data (R1v2 B.3.3)."""
+    return {
+        "seed": seed,
+        "init": _from("dev2"),
+        "source": _reasoning("rl", 800, seed + 200),
+        "prompt": SHORT_PROMPT,
+        "decoding": DECODING,
+        "rewards": {"pattern": "summary", "accuracy": 1.0, "format": 0.5},
+        "samples": 4,
+        "per_prompt": 2,
+        "general": ({"kind": "world", "size": 500, "seed": seed},),
+    }
+
+
+def preferences(seed: int) -> dict:
+    """Pairs and labels from answers of Dev3; the judge is the world's rule, with noise."""
+    return {
+        "seed": seed,
+        "init": _from("dev3"),
+        "source": _mixture(
+            _world("rl", 300, seed + 300, helpful=1.0),
+            _world("rl", 150, seed + 300, harmless=1.0),
+        ),
+        "prompt": SHORT_PROMPT,
+        "decoding": DECODING,
+        "samples": 6,
+    }
+
+
+def reward_model(seed: int, kind: str, view: str, file: str) -> dict:
+    """A scalar head on Dev3 (R1v2 2.3)."""
+    return {
+        "seed": seed,
+        "init": _from("dev3"),
+        "kind": kind,
+        "view": view,
+        "data": (f"../preferences/{file}",),
+        "held_out": 0.2,
+        "epochs": 2,
+        "batch": 32,
+        "max_length": ROW_LENGTH,
+        "micro_rows": 32,
+        "score_batch": 128,
+        "prompt": SHORT_PROMPT,
+        "optimizer": {"learning_rate": 3e-4, "warmup_steps": 5, "weight_decay": 0.01},
+    }
+
+
+def all_scenarios(seed: int) -> dict:
+    """RL for all scenarios (R1v2 2.3): reasoning first, general questions and preference rewards at the end."""
+    return _rl(
+        seed,
+        "dev3",
+        40,
+        preset="r1",
+        decoding={**DECODING, "temperature": 0.7},
+        late={"from_rollout": 15, "source": _all_domains("rl", 2000, 1000, 400, seed)},
+        rewards={
+            "pattern": "summary",
+            "accuracy": 1.0,
+            "format": 0.5,
+            "language": 1.0,
+            "reward_models": {"helpfulness": "../helpful_model", "safety": "../safety_model"},
+            "domains": {
+                "reasoning": {"comparison": "math"},
+                "helpful": {"comparison": "instruction", "accuracy": 0.0, "helpfulness": 1.0},
+                "harmless": {"comparison": "instruction", "accuracy": 0.0, "safety": 1.0},
+            },
+        },
+        evaluation={"source": _all_domains("validation", 24, 16, 8, 1), "every": 10},
+    )
+
+
+def student_rl(seed: int) -> dict:
+    """The student trained by RL directly, as R1-Zero was (R1v2 B.4.1, the comparison with Qwen-32B-Zero)."""
+    return _rl(seed, "student_qwen", 30, preset="r1_zero", rewards={"accuracy": 1.0, "format": 0.5})
+
+
+def evaluate(name: str, pattern: str) -> dict:
+    """The same questions of all domains for every policy, graded by rules."""
+    return {
+        "seed": 0,
+        "init": _from(name),
+        "source": _all_domains("evaluation", 160, 80, 40, 2),
+        "samples": 8,
+        "prompt": SHORT_PROMPT,
+        "decoding": DECODING,
+        "rewards": {"pattern": pattern, "domains": RULES},
+    }
