@@ -237,16 +237,16 @@ def test_the_papers_numbers_stand_below_its_stages(html: str) -> None:
 
 
 def test_expectations_say_whether_they_held(html: str) -> None:
-    said = {claim: word for word, claim in re.findall(r'<span class="chip \w*">([\w ]+)</span> ([^<]*\.) <span', html)}
+    said = {claim: word for word, claim in re.findall(r'<span class="chip \w*">([\w ]+)</span> ([^<]*): <span', html)}
     assert said == {
-        "Cold start makes summaries readable.": "held",
-        "RL raises accuracy over Dev1.": "held",
-        "RL for all scenarios raises safety.": "within error",  # +3.0 points, errors of 2.0 each
-        "Format is not lower.": "held",
-        "Accuracy is told.": "measured",
-        "Responses get longer.": "within error",
-        "Distillation beats RL.": "held",
-        "The second SFT keeps accuracy.": "held",
+        "Cold start makes summaries readable": "held",
+        "RL raises accuracy over Dev1": "held",
+        "RL for all scenarios raises safety": "within error",  # +3.0 points, errors of 2.0 each
+        "Format is not lower": "held",
+        "Accuracy is told": "measured",
+        "Responses get longer": "within error",
+        "Distillation beats RL": "held",
+        "The second SFT keeps accuracy": "held",
     }
     assert "Zero 3.1 ± 1.0&nbsp;%, Dev1 96.2 ± 1.0&nbsp;%: +93.1 ± 1.4 points" in html
 

@@ -20,7 +20,7 @@ CHIPS = {"held": "good", "did not hold": "bad", "within error": "warn", "missing
 class Expectation:
     """A figure of one evaluation is expected to be above or below that of another."""
 
-    claim: str  # in words, with what the paper reports of it
+    claim: str  # in words, with what the paper reports of it; a colon and the numbers follow
     before: str  # labels of the report
     after: str
     metric: str  # path in an evaluation's summary.json: "readable_summary", "by_domain/helpful/pass_at_1"
@@ -108,6 +108,6 @@ def _numbers(
 def sentence(expectation: Expectation, found: Verdict) -> str:
     """One expectation as a line of the page."""
     return (
-        f'<p><span class="chip {CHIPS[found.word]}">{found.word}</span> {page.text(expectation.claim)} '
+        f'<p><span class="chip {CHIPS[found.word]}">{found.word}</span> {page.text(expectation.claim.rstrip("."))}: '
         f'<span class="muted">{found.text}</span></p>'
     )
