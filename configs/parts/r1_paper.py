@@ -149,7 +149,8 @@ def cold_start(seed: int) -> dict:
 
 def _decontaminate() -> dict:
     sources = tuple(
-        {"kind": "jsonl", "path": path, "layout": layout} for path, layout in zip(BENCHMARKS, ("aime", "math_500"), strict=True)
+        {"kind": "jsonl", "path": path, "layout": layout}
+        for path, layout in zip(BENCHMARKS, ("aime", "math_500"), strict=True)
     )
     return {"n": given(10, "R1v2 B.3: 10-gram overlap"), "sources": sources}
 
