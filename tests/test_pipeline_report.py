@@ -15,6 +15,7 @@ from r1jax.data import data_card
 from r1jax.data.data_card import Looked
 from r1jax.evaluation import expectations, page, plots, sections
 from r1jax.evaluation.expectations import Expectation, figure_at, verdict
+from r1jax.evaluation.held_out_rewards import HeldOut, figures_of, write_plots
 from r1jax.evaluation.pipeline_report import ReportConfig, StageColumn, Student, write_pipeline_report
 from r1jax.settings import ConfigError, from_config, to_plain
 
@@ -170,6 +171,10 @@ def pipeline_folder(root: Path) -> Path:
     rows = data_card.count(looked, data_card.domain_of, ["wrong", "mixed_language", "code"])
     write(root / "cold_start/data_card.json", CARD | {"by_domain": rows})
     write(root / "cold_start/summary.json", {"stage": "curate", "cost": cost})
+    rng = np.random.default_rng(0)
+    held = HeldOut(
+        rng.normal(size=(321, 2)), rng.integers(5, 40, (321, 2)), np.ones(321, bool), list(map(str, range(321)))
+    )
     write(
         root / "rm_helpful/summary.json",
         {
@@ -177,12 +182,11 @@ def pipeline_folder(root: Path) -> Path:
             "kind": "pairwise",
             "view": "helpfulness",
             "counts": {"held_out": 321},
-            "held_out": {"accuracy": 0.876, "accuracy_se": 0.021, "base_accuracy": 0.5, "ece": 0.0432, "loss": 0.3},
-            "length_bias": {"spearman": -0.17, "pearson": 0.0, "longer_by_judge": 0.512, "longer_by_model": 0.634},
+            **figures_of(held),
             "cost": cost,
         },
     )
-    (root / "rm_helpful/calibration.png").write_bytes(plots.png(plots.canvas(plots.SMALL, "c", "", legend=False)[0]))
+    write_plots(root / "rm_helpful", held)
     for step, numbers in {
         "eval_zero": (0.779, 0.031, 0.2, 0.61),
         "eval_dev1": (0.59, 0.962, 0.4, 0.6),
@@ -201,9 +205,13 @@ def pipeline_folder(root: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def html(tmp_path_factory: pytest.TempPathFactory) -> str:
-    root = pipeline_folder(tmp_path_factory.mktemp("runs") / "r1")
-    return write_pipeline_report(root, STEPS, CONFIG, title="Tiny <R1>").read_text(encoding="utf-8")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return pipeline_folder(tmp_path_factory.mktemp("runs") / "r1")
+
+
+@pytest.fixture(scope="module")
+def html(run: Path) -> str:
+    return write_pipeline_report(run, STEPS, CONFIG, title="Tiny <R1>").read_text(encoding="utf-8")
 
 
 def cells(html: str, heading: str) -> list[str]:
@@ -234,6 +242,11 @@ def test_the_stage_table_has_the_numbers_of_the_files(html: str) -> None:
 def test_the_papers_numbers_stand_below_its_stages(html: str) -> None:
     assert cells(html, "AIME 2024, pass@1") == ["77.9", "59.0", "74.0", "78.1", "79.8"]
     assert cells(html, "ArenaHard") == ["53.6", "77.0", "73.2", "75.6", "92.3"]
+
+
+def test_stages_of_other_names_have_no_numbers_of_the_papers(run: Path) -> None:
+    page_of = write_pipeline_report(run, ["eval_r1"], ReportConfig((StageColumn("mine", "eval_r1"),)))
+    assert "The paper's stages" not in page_of.read_text(encoding="utf-8")
 
 
 def test_expectations_say_whether_they_held(html: str) -> None:
@@ -302,11 +315,15 @@ def test_the_data_card_tells_what_each_filter_dropped(html: str) -> None:
     assert "10 words in a row of an evaluation&#x27;s question: 2 questions, 5 samples, 0 general data." in html
 
 
-def test_a_reward_model_is_told_with_its_calibration(html: str) -> None:
-    row = cells(html, "rm_helpful <small>helpfulness</small>")
-    assert row[:4] == ["321 pairs", "87.6 % ± 2.1", "50.0 %", "0.043"]
-    assert row[4] == "ρ -0.17 longer is better: judge 51.2 %, model 63.4 %"
-    assert 'alt="rm_helpful: calibration"' in html
+def test_a_reward_model_is_told_with_its_plots(run: Path, html: str) -> None:
+    told = json.loads((run / "rm_helpful/summary.json").read_text())
+    held, bias = told["held_out"], told["length_bias"]
+    count, accuracy, base, ece, length = cells(html, "rm_helpful <small>helpfulness</small>")
+    assert (count, base, ece) == ("321 pairs", "50.0 %", f"{held['ece']:.3f}")
+    assert accuracy == f"{100 * held['accuracy']:.1f} % ± {100 * held['accuracy_se']:.1f}"
+    judge, model = (f"{100 * bias[f'longer_by_{who}']:.1f} %" for who in ("judge", "model"))
+    assert length == f"ρ {bias['spearman']:.2f} longer is better: judge {judge}, model {model}"
+    assert re.findall(r'alt="rm_helpful: (\w+)"', html) == ["calibration", "length_bias"]
 
 
 def test_reward_hacking_is_flagged_in_the_stage_that_has_it(html: str) -> None:

@@ -213,8 +213,8 @@ def _expectations(config: ReportConfig, figures: Mapping[str, Mapping[str, Any]]
         return ""
     lines = [sentence(one, verdict(one, figures[one.before], figures[one.after])) for one in config.expectations]
     note = (
-        "Written down before the run. Within error: the difference is below two standard errors, taken as those of "
-        "independent estimates."
+        "As the run's configuration states it. Within error: the difference is below two standard errors, taken as "
+        "those of independent estimates."
     )
     return f'<h2>What was expected</h2><p class="muted">{note}</p>{"".join(lines)}'
 

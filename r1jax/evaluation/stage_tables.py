@@ -126,6 +126,16 @@ def _domain_rows(columns: Sequence[Column]) -> list[list[str]]:
     return rows
 
 
+def _paper_rows(columns: Sequence[Column]) -> list[list[str]]:
+    """The paper's numbers of the stages that are called as it calls them."""
+    rows = [
+        [page.text(name), *(sections.number(numbers.get(column.label)) for column in columns)]
+        for name, numbers in PAPER_STAGES.items()
+        if any(column.label in numbers for column in columns)
+    ]
+    return [["The paper's stages (671B; R1v2, table 3; percent)"], *rows] if rows else []
+
+
 def _contamination_row(columns: Sequence[Column]) -> list[list[str]]:
     """How many questions overlap with what was trained on, where that was looked up."""
 
@@ -162,11 +172,7 @@ def stage_table(columns: Sequence[Column]) -> str:
             },
         ),
         *_contamination_row(columns),
-        ["The paper's stages (671B; R1v2, table 3; percent)"],
-    ]
-    rows += [
-        [page.text(name), *(sections.number(numbers.get(column.label)) for column in columns)]
-        for name, numbers in PAPER_STAGES.items()
+        *_paper_rows(columns),
     ]
     return page.table(head, rows)
 
