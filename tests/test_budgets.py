@@ -257,15 +257,11 @@ def test_the_curve_is_drawn_over_thinking_tokens(
 MADE: dict[str, Any] = {}
 
 
-def made_once(make: Any) -> Any:
-    """A constructor that gives the same object again: it holds nothing but compiled programs, of one configuration."""
-
-    def get(*args: Any, **kwargs: Any) -> Any:
-        if make.__name__ not in MADE:
-            MADE[make.__name__] = make(*args, **kwargs)
-        return MADE[make.__name__]
-
-    return get
+def completer(*args: Any, **kwargs: Any) -> Completer:
+    """The same one for every run: it holds nothing but compiled programs, of one configuration."""
+    if "completer" not in MADE:
+        MADE["completer"] = Completer(*args, **kwargs)
+    return MADE["completer"]
 
 
 @pytest.fixture
@@ -273,6 +269,7 @@ def run_folder(
     tokenizer: HuggingFaceTokenizer,
     model: ModelConfig,
     params: Params,
+    maker: BudgetedAnswers,
     tmp_path: pathlib.Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> pathlib.Path:
@@ -282,8 +279,8 @@ def run_folder(
     describe_policy(policy, Policy(model, params, tokenizer))
     save_policy(policy, params, 1)
     monkeypatch.setattr(evaluate, "make_mesh", lambda config: one_device())
-    for make in (Completer, BudgetedAnswers):
-        monkeypatch.setattr(evaluate, make.__name__, made_once(make))
+    monkeypatch.setattr(evaluate, "Completer", completer)
+    monkeypatch.setattr(evaluate, "BudgetedAnswers", lambda *args: maker)
     rows = [{"question": f"{n}+{n}?", "answer": str(2 * n)} for n in range(4)]
     (tmp_path / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     write_samples(tmp_path / "samples_kept.jsonl", [Sample("s", question="3+3?", completion="6")])
