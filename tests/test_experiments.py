@@ -122,10 +122,10 @@ def test_the_table_and_the_verdict_by_hand(tmp_path: pathlib.Path) -> None:
     written = experiment_report.write_experiment_report(experiment(), tmp_path)
     # off: mean .2, s .1, error .1 / sqrt(3) = .0577, t 4.303: ± .2484. on: mean .5, s .1732, error .1: ± .4303.
     # Differences .3, .2, .4: mean .3, error .0577, interval .3 ± .2484.
-    assert "| pass@1 | 20.0 ± 5.8 % [-4.8, 44.8] (0: 10.0 %, 1: 20.0 %, 2: 30.0 %) |" in written.markdown
-    assert "50.0 ± 10.0 % [7.0, 93.0] (0: 40.0 %, 1: 40.0 %, 2: 70.0 %)" in written.markdown
-    assert "| +30 ± 5.8 points [+5.16, +54.8] (3 seeds) |" in written.markdown
-    assert "| length (tokens) | 11 ± 0.58 [8.516, 13.48] (0: 10, 1: 11, 2: 12) |" in written.markdown
+    assert "| pass@1 | 20.0 ± 5.8 % [-4.8, 44.8]; 0: 10.0 %, 1: 20.0 %, 2: 30.0 % |" in written.markdown
+    assert "| 50.0 ± 10.0 % [7.0, 93.0]; 0: 40.0 %, 1: 40.0 %, 2: 70.0 % |" in written.markdown
+    assert "| +30 ± 5.8 points [+5.16, +54.8], 3 seeds |" in written.markdown
+    assert "| length tokens | 11 ± 0.58 [8.516, 13.48]; 0: 10, 1: 11, 2: 12 |" in written.markdown
     assert "Here: **agrees**. pass@1, on − off: +30 ± 5.8 points" in written.markdown
     assert "The direction is the claimed one." in written.markdown
     page = written.path.read_text()
@@ -165,7 +165,7 @@ def test_what_is_missing_is_named_and_left_out(tmp_path: pathlib.Path) -> None:
     ):
         assert line in written.markdown
         assert line.removeprefix("- ") in written.path.read_text()
-    assert "| +30 points (1 seed) |" in written.markdown
+    assert "| +30 points 1 seed |" in written.markdown
     assert "**one seed**" in written.markdown
 
 
@@ -331,7 +331,7 @@ def get_config(seed):
 
 @pytest.mark.slow
 def test_a_sweep_and_its_report_end_to_end(tmp_path: pathlib.Path) -> None:
-    """A minute and a half on two cores: python -m pytest -m slow tests/test_experiments.py"""
+    """Two to five minutes on two cores: python -m pytest -m slow tests/test_experiments.py"""
     (tmp_path / "experiment.py").write_text(SWEPT)
     (tmp_path / "base.py").write_text(BASE)
     out = tmp_path / "out"
@@ -345,7 +345,7 @@ def test_a_sweep_and_its_report_end_to_end(tmp_path: pathlib.Path) -> None:
     for seed in (0, 1):
         log = (out / "logs" / f"one_seed{seed}.log").read_text()
         for step in ("pretrain", "evaluate_base"):
-            assert f"{step}: reused; a copy of {out / 'two' / f'seed{seed}' / step}" in log
+            assert f"{step}: copied from {out / 'two' / f'seed{seed}' / step}" in log
     again = tool("sweep", "--processes=2")
     assert again.returncode == 0
     assert again.stderr.count("done before") == 4

@@ -202,7 +202,7 @@ def test_what_is_done_is_skipped_and_what_changed_is_repeated_and_told(
     assert stages.checked == ["rl", "after"]
     shown = capsys.readouterr().err
     aside = workdir / f"rl.{told['key'][:8]}"
-    assert f"rl: changed, so it is repeated; {aside} keeps what was there\n  prompts: 2 there, 4 now\n" in shown
+    assert f"rl: changed; {aside} keeps what was there\n  prompts: 2 there, 4 now\n" in shown
     assert "  what init.path names is another: step " in shown
     assert "other: done before" in shown
     assert json.loads((aside / "summary.json").read_text()) == {"run": 3}
@@ -220,10 +220,11 @@ def test_a_folder_moved_aside_comes_back_when_its_key_is_asked_for_again(
     run(changed(config, "rl", prompts=4), workdir)
     stages.ran.clear()
     stages.checked.clear()
+    (aside,) = workdir.glob("rl.*")
     run(config, workdir)
     assert stages.ran == []
     assert stages.checked == []
-    assert "rl: reused; " in capsys.readouterr().err
+    assert "rl: " + str(aside) + ", moved aside earlier, is back" in capsys.readouterr().err
     assert json.loads((workdir / "rl" / "summary.json").read_text()) == {"run": 3}
     assert json.loads((workdir / "after" / "summary.json").read_text()) == {"run": 4}
     assert len(list(workdir.glob("rl.*"))) == 1
@@ -338,7 +339,7 @@ def test_a_finished_step_of_another_workdir_is_copied(
     run(second, tmp_path / "second")
     assert stages.ran == ["rl", "after"]
     assert stages.checked == ["rl", "after"]
-    assert f"base: reused; a copy of {tmp_path / 'first' / 'base'}" in capsys.readouterr().err
+    assert f"base: copied from {tmp_path / 'first' / 'base'}" in capsys.readouterr().err
     (tmp_path / "second" / "base" / "half").write_text("changed")
     assert (tmp_path / "first" / "base" / "half").read_text() == "done", "it is a copy, not a link"
     assert "reuse" not in json.loads((tmp_path / "second" / "config.json").read_text())

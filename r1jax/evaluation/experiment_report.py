@@ -22,7 +22,10 @@ METHOD = (
     "difference is taken within each seed, over the seeds that both arms have. Nothing is corrected for looking at "
     "several figures."
 )
-BAND = "Line: mean over seeds; band: ± one standard error over seeds; pale lines: the seeds."
+DRAWN = (
+    "Line: mean over the seeds, of which there are as many as the legend says; band: ± one standard error over seeds; "
+    "pale lines: the seeds. Below: dots are seeds, squares their means with the 95 % interval."
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +43,7 @@ def verdict(experiment: Experiment, results: Results, claim: Claim) -> Verdict:
     found = paired_difference(values[claim.arm], values[claim.than])
     if found.seeds == 0:
         return Verdict("not known", "No seed has both arms.")
-    numbers = f"{claim.metric}, {claim.arm} − {claim.than}: {difference_text(found, metric)}."
+    numbers = f"{claim.metric}, {claim.arm} − {claim.than}: {' '.join(difference_text(found, metric))}."
     if found.seeds == 1:
         return Verdict("one seed", f"{numbers} Without a second seed there is no interval, so nothing can be said.")
     beyond = found.low > 0 or found.high < 0
@@ -63,45 +66,42 @@ def value_text(value: float, metric: Metric) -> str:
     return f"{100 * value:.1f} %" if metric.unit == SHARE else f"{value:.4g}"
 
 
-def summary_text(found: OverSeeds, metric: Metric) -> str:
-    """Mean ± standard error [interval]."""
+def summary_text(found: OverSeeds, metric: Metric) -> tuple[str, str]:
+    """Mean ± standard error, and the interval."""
     if found.seeds < 2:
-        return value_text(found.mean, metric)
+        return value_text(found.mean, metric), ""
     if metric.unit == SHARE:
-        return f"{100 * found.mean:.1f} ± {100 * found.error:.1f} % [{100 * found.low:.1f}, {100 * found.high:.1f}]"
-    return f"{found.mean:.4g} ± {found.error:.2g} [{found.low:.4g}, {found.high:.4g}]"
+        return f"{100 * found.mean:.1f} ± {100 * found.error:.1f} %", f"[{100 * found.low:.1f}, {100 * found.high:.1f}]"
+    return f"{found.mean:.4g} ± {found.error:.2g}", f"[{found.low:.4g}, {found.high:.4g}]"
 
 
-def difference_text(found: OverSeeds, metric: Metric) -> str:
-    """A paired difference, in points where the figure is a share, and over how many seeds."""
+def difference_text(found: OverSeeds, metric: Metric) -> tuple[str, str]:
+    """A paired difference, in points where the figure is a share; its interval, and over how many seeds."""
     if found.seeds == 0:
-        return "–"
+        return "–", ""
     scale, unit = (100, " points") if metric.unit == SHARE else (1, f" {metric.unit}".rstrip())
-    over = f"{found.seeds} seed{'s' if found.seeds > 1 else ''}"
     if found.seeds == 1:
-        return f"{scale * found.mean:+.4g}{unit} ({over})"
-    return (
-        f"{scale * found.mean:+.3g} ± {scale * found.error:.2g}{unit} "
-        f"[{scale * found.low:+.3g}, {scale * found.high:+.3g}] ({over})"
-    )
+        return f"{scale * found.mean:+.3g}{unit}", "1 seed"
+    interval = f"[{scale * found.low:+.3g}, {scale * found.high:+.3g}]"
+    return f"{scale * found.mean:+.3g} ± {scale * found.error:.2g}{unit}", f"{interval}, {found.seeds} seeds"
 
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """Cells as text; of an arm's cell the second part are its seeds' values."""
+    """Cells as text: a figure, and what stands below it in small."""
 
     head: tuple[str, ...]
     rows: tuple[tuple[tuple[str, str], ...], ...]
 
     def html(self) -> str:
         """For the page."""
-        rows = [[f"{page.text(a)} <small>{page.text(b)}</small>" for a, b in row] for row in self.rows]
+        rows = [[f"{page.text(a)}<br><small>{page.text(b)}</small>" for a, b in row] for row in self.rows]
         return page.table([page.text(cell) for cell in self.head], rows)
 
     def markdown(self) -> str:
         """For a README."""
         lines = [list(self.head), ["---"] * len(self.head)]
-        lines += [[f"{a} ({b})" if b else a for a, b in row] for row in self.rows]
+        lines += [[f"{a} {b}".rstrip() for a, b in row] for row in self.rows]
         return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
@@ -115,8 +115,9 @@ def make_table(experiment: Experiment, results: Results) -> Table:
         cells = [(metric.label, "" if metric.unit == SHARE else metric.unit)]
         for arm in experiment.arms:
             each = ", ".join(f"{seed}: {value_text(value, metric)}" for seed, value in sorted(values[arm].items()))
-            cells.append((summary_text(over_seeds(list(values[arm].values())), metric), each))
-        cells += [(difference_text(paired_difference(values[arm], values[first]), metric), "") for arm in others]
+            mean, interval = summary_text(over_seeds(list(values[arm].values())), metric)
+            cells.append((mean, "; ".join(part for part in (interval, each) if part)))
+        cells += [difference_text(paired_difference(values[arm], values[first]), metric) for arm in others]
         rows.append(tuple(cells))
     return Table(head, tuple(rows))
 
@@ -221,24 +222,22 @@ def _body(
     warnings: Sequence[str],
     drawn: Mapping[str, bytes],
 ) -> str:
-    rows = [
-        [
-            f"{page.text(claim.text)} <small>{page.text(claim.source)}</small>",
-            f"<b>{page.text(found.word)}</b> <small>{page.text(found.text)}</small>",
-        ]
+    told = [
+        f'<p><b>The paper:</b> {page.text(claim.text)} <span class="muted">{page.text(claim.source)}</span><br>'
+        f"<b>Here: {page.text(found.word)}.</b> {page.text(found.text)}</p>"
         for claim, found in claims
     ]
-    curves = "".join(page.picture(data, name, BAND) for name, data in drawn.items() if name.startswith("curve"))
+    curves = "".join(page.picture(data, name) for name, data in drawn.items() if name.startswith("curve"))
     dots = "".join(page.picture(data, name) for name, data in drawn.items() if name.startswith("metric"))
     arms = [[page.text(name), f"<code>{page.text(_arm_text(experiment, name))}</code>"] for name in experiment.arms]
     parts = [
         f'<p class="muted">r1jax experiment, seeds {", ".join(map(str, experiment.seeds))}</p>',
         f"<h1>{page.text(experiment.title)}</h1><p>{page.text(experiment.question)}</p>",
         *(f'<p><span class="chip warn">{page.text(text)}</span></p>' for text in warnings),
-        page.table(["The paper", "Here"], rows) if rows else "",
+        *told,
         f'<h2>Figures</h2>{table.html()}<p class="muted">{METHOD}</p>',
-        f'<h2>Curves</h2><div class="wide">{curves}</div>' if curves else "",
-        f'<h2>Seeds</h2><div class="small">{dots}</div>',
+        f'<h2>Curves and seeds</h2><div class="wide">{curves}</div><p class="muted">{DRAWN}</p>',
+        f'<div class="small">{dots}</div>',
         f"<h2>Arms</h2>{page.table(['arm', 'fields that differ'], arms)}",
     ]
     return "\n".join(part for part in parts if part)

@@ -119,8 +119,7 @@ def _run_part(config: PipelineConfig, parts: Sequence[_Part], index: int, consol
     part = parts[index]
     name, folder = part.step.name, part.folder
     if jax.process_index() == 0:
-        placed = place(folder, part.key, *_elsewhere(config))
-        _tell(name, placed, console)
+        _tell(name, place(folder, part.key, *_elsewhere(config)), console)
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(f"r1jax-pipeline-{name}")
     if (folder / SUMMARY).exists():
@@ -139,13 +138,13 @@ def _run_part(config: PipelineConfig, parts: Sequence[_Part], index: int, consol
 def _tell(name: str, placed: Placed, console: rich.console.Console) -> None:
     """Says what became of the folders of a step."""
     if placed.aside is not None:
-        console.print(f"[yellow]{name}[/yellow]: changed, so it is repeated; {placed.aside} keeps what was there")
+        console.print(f"[yellow]{name}[/yellow]: changed; {placed.aside} keeps what was there")
         for line in placed.changed:
             console.print(f"  {line}", markup=False)
     if placed.back is not None:
-        console.print(f"[yellow]{name}[/yellow]: reused; {placed.back}, moved aside earlier, is back")
+        console.print(f"[yellow]{name}[/yellow]: {placed.back}, moved aside earlier, is back")
     if placed.copied is not None:
-        console.print(f"[yellow]{name}[/yellow]: reused; a copy of {placed.copied}")
+        console.print(f"[yellow]{name}[/yellow]: copied from {placed.copied}")
 
 
 def _elsewhere(config: PipelineConfig) -> tuple[list[pathlib.Path], list[str]]:
