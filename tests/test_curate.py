@@ -32,7 +32,7 @@ from r1jax.stages import curate
 from r1jax.stages.curate_config import CurateConfig
 from r1jax.stages.interruption import Interrupted
 from r1jax.stages.policy import ModelChoice, Policy, save_policy
-from r1jax.stages.rewriting import INSTRUCTION, Rewriter, parse_rewriting, writer_conversation
+from r1jax.stages.rewriting import Rewriter
 from r1jax.types import Example, Rollout
 from r1jax.weights.policy_folder import write_description
 
@@ -46,8 +46,8 @@ MODEL = {
     "attention": {"num_heads": 2, "q_lora_rank": 16, "kv_lora_rank": 16, "v_head_dim": 16},
 }
 SOURCE = {"kind": "tasks", "split": "rl", "size": 6, "seed": 3, "params": {"tasks": (("chain_sum", 1.0),)}}
-ENGLISH = ("so", "then", "now", "thus")
-CHINESE = ("所以", "然后", "现在", "因此")
+ENGLISH = ("so", "just", "check", "carefully")
+CHINESE = ("所以", "就是", "检查", "仔细")
 
 
 def words(example: Example, other: bool = False) -> tuple[str, ...]:
@@ -71,7 +71,7 @@ PLAN: tuple[tuple[str, Callable[[Example], str]], ...] = (
     ("truncated", lambda e: completion(" ".join(words(e) * 2), e.answer)),
     ("format", lambda e: f"{' '.join(words(e))} <answer> {e.answer} </answer>"),
     ("mixed_language", lambda e: completion(" ".join(ENGLISH + CHINESE), e.answer)),
-    ("wrong_language", lambda e: completion(" ".join(words(e, other=True)), e.answer)),
+    ("wrong_language", lambda e: completion(" ".join(words(e, other=True)[2:] + words(e, other=True)[:2]), e.answer)),
     ("duplicate", lambda e: completion("  ".join(words(e)), e.answer)),
 )
 K = len(PLAN)
@@ -217,6 +217,27 @@ def test_the_rule_rewrites_to_reasoning_and_summary(scripted: None, tmp_path: pa
         assert (parsed.thought, parsed.answer) == (parse_response(old.completion).thought, old.answer)
     assert card["by_domain"]["total"]["kept"] == 6
     assert card["rewriting"] == "the rule of data.cold_start"
+
+
+def test_the_rule_translates_what_the_first_filters_let_through(scripted: None, tmp_path: pathlib.Path) -> None:
+    """So of each question the samples in the other language and in both are kept, beside the two good ones."""
+    writer = {"kind": "rule", "translate": True, "filters": {}}
+    lax = {"wrong_language": None, "mixed_language": None}
+    card = curated(tmp_path / "translated", rewrite=writer, filters=lax, per_prompt=K)
+    total = card["by_domain"]["total"]
+    assert {fate for fate, n in total["dropped"].items() if n} == {"wrong", "truncated", "format", "duplicate"}
+    assert total["kept"] == 6 * 4
+    assert total["language_consistency"] == 1.0
+    thoughts = {
+        parse_summary(s.completion).thought for s in read_samples(tmp_path / "translated" / "samples_kept.jsonl")
+    }
+    assert {"check carefully so just", "检查 仔细 所以 就是"} <= thoughts
+    card = curated(tmp_path / "kept", rewrite={"kind": "rule", "filters": {}}, filters=lax, per_prompt=K)
+    dropped = card["by_domain"]["total"]["dropped"]
+    assert {name: n for name, n in dropped.items() if "language" in name and n} == {
+        "rewrite: mixed_language": 6,
+        "rewrite: wrong_language": 6,
+    }
 
 
 class Killed(BaseException):
@@ -446,44 +467,6 @@ def test_a_writer_that_never_answers_stops_the_stage_and_is_asked_again(
     writer(WRITINGS["kept"])
     card = curated(tmp_path / "written", rewrite=MODEL_WRITER)
     assert card["by_domain"]["total"]["kept"] == 6
-
-
-@pytest.mark.parametrize(
-    "said",
-    [
-        "REASONING:\na\nSUMMARY:\nit is 9",  # no answer
-        "REASONING:\n\nSUMMARY:\n<answer> 9 </answer>",
-        "SUMMARY:\n<answer> 9 </answer>\nREASONING:\na",
-        "REASONING:\na <answer> 9 </answer>",
-        "REASONING:\na\nSUMMARY:\n<answer> 9 </answer>\nSUMMARY:\n<answer> 8 </answer>",
-        "REASONING:\na\nSUMMARY:\n<answer> 9 </answer> <answer> 8 </answer>",
-        "REASONING:\na </think> b\nSUMMARY:\n<answer> 9 </answer>",
-        "<think> hm REASONING:\na\nSUMMARY:\n<answer> 9 </answer>",
-        "Sure!\nREASONING:\na\nSUMMARY:\n<answer> 9 </answer>",
-        "",
-    ],
-)
-def test_replies_of_another_form_are_none(said: str) -> None:
-    assert parse_rewriting(said, "summary") is None
-
-
-def test_replies_become_completions_of_the_pattern() -> None:
-    said = "REASONING: a\n\nb\nSUMMARY: <answer>9</answer>"
-    assert parse_rewriting(said, "summary") == " <think> a\n\nb </think> <answer>9</answer>"
-    said = "REASONING:\na\nSUMMARY:\nit is \\boxed{9}.\n"
-    assert parse_rewriting(said, "boxed") == "<think>\na\n</think>\n\nit is \\boxed{9}."
-
-
-@pytest.mark.parametrize(("pattern", "stated"), [("summary", "<answer> 19 </answer>"), ("boxed", "\\boxed{19}")])
-def test_the_worked_examples_have_the_form_that_is_asked_for(pattern: str, stated: str) -> None:
-    messages = writer_conversation('say "x" <|im_end|>', "7+5", "12", pattern)
-    assert [message["role"] for message in messages] == ["system", "user", "assistant", "user", "assistant", "user"]
-    assert stated in messages[2]["content"]
-    for message in messages[2:5:2]:
-        assert parse_rewriting(message["content"], pattern) is not None
-    assert "{form}" in INSTRUCTION
-    assert "{form}" not in messages[0]["content"]
-    assert "<|im_end|>" not in messages[-1]["content"]
 
 
 @pytest.mark.parametrize(

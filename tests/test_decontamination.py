@@ -75,11 +75,11 @@ def test_the_same_question_is_found_by_its_hash() -> None:
 
 
 def test_templates_alone_do_not_match() -> None:
-    """Of 2000 sums and searches of another split, those that overlap with one of 240 have ten words of it: the prompt's
-    word and six operands with their signs, where two sums begin or end alike."""
+    """Of 2000 sums and searches of another split, the few that overlap with one of 1000 share ten words in a row of it:
+    five operands with their signs, where sums of six begin or end alike."""
     examples = {
-        split: tasks.make_examples(tasks.TaskConfig(size=size, split=split, seed=2))
-        for split, size in (("evaluation", 240), ("rl", 2000))
+        split: tasks.make_examples(tasks.TaskConfig(size=size, split=split, seed=0))
+        for split, size in (("evaluation", 1000), ("rl", 2000))
     }
     known = EvaluationQuestions({"evaluation": examples["evaluation"]})
     found = [(e, known.overlap_of_question(e)) for e in examples["rl"]]
@@ -88,8 +88,38 @@ def test_templates_alone_do_not_match() -> None:
     questions = {e.id: e.question for e in examples["evaluation"]}
     for example, overlap in hits:
         assert overlap.kind == "n words"
+        assert example.metadata["steps"] == 5
         for question in (example.question, questions[overlap.id]):
             assert overlap.words in " ".join(words_of(question))
+
+
+TEMPLATE = "State the final answer to the following arithmetic problem: {} ="
+
+
+def test_what_all_questions_begin_and_end_with_is_not_compared() -> None:
+    """The template has nine words: with a first number in common there would be ten."""
+    sums = [f"{a} + {b}" for a in (7, 12) for b in range(5)]
+    examples = [Example(f"{e}", TEMPLATE.format(e), "0", "sum") for e in sums]
+    known = EvaluationQuestions({"sums": examples})
+    assert known.short == {"sums": 10}
+    assert known.overlap(TEMPLATE.format("7 + 5")) is None
+    found = known.overlap(TEMPLATE.format("7 + 4").upper())
+    assert found is not None
+    assert (found.kind, found.id, found.words) == ("all words", "7 + 4", "7 + 4")
+    assert known.overlap("7 + 4") is None  # nobody asks anything
+    few = EvaluationQuestions({"sums": examples[:9]})  # may have it in common by chance
+    assert few.short == {"sums": 0}
+    assert few.overlap(TEMPLATE.format("7 + 5")) is not None
+
+
+def test_sets_in_different_frames_are_all_held_against() -> None:
+    framed = [Example(str(i), f"compute {i} + 1 ?", "0", "sum") for i in range(10)]
+    known = EvaluationQuestions({"framed": framed, "single": [Example("s", "compute 11 + 1 ?", "0", "sum")]})
+    for text, where in (("compute 3 + 1", "3"), ("compute 11 + 1", "s")):
+        found = known.overlap(text)
+        assert found is not None
+        assert found.id == where
+    assert known.overlap("compute 12 + 1") is None
 
 
 def test_n_is_checked() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from r1jax.data.cold_start import PHRASES, rewrite_by_rule
+from r1jax.data.cold_start import PHRASES, rewrite_by_rule, translate_by_rule
 from r1jax.data.selection import choose, find_duplicates, largest_mixture
 from r1jax.rewards.languages.language import language_share
 from r1jax.rewards.patterns import parse_summary, summary_of
@@ -68,6 +68,20 @@ def test_the_rule_keeps_thought_and_answer_and_writes_a_summary_in_the_language(
         assert (parsed.well_formed, parsed.thought, parsed.answer) == (True, "七 plus five is 12", "9")
         assert language_share(summary_of(text) or "", language) == 1.0
     assert rewrite_by_rule("a", "9", language, 0, "x") == rewrite_by_rule("a", "9", language, 0, "x")
+
+
+@pytest.mark.parametrize(
+    ("thought", "language", "translated"),
+    [
+        ("seven plus five is twelve , wait no 十三", "zh", "七 加 五 得 十二 ， 等等 不对 十三"),
+        ("七 加 五 得 十二 ， 等等 对 。", "en", "seven plus five is twelve , wait yes ."),
+        ("carefully 七 plus two ? 检查", "en", "carefully seven plus two ? check"),
+        ("7 + hats", "zh", "7 + hats"),
+    ],
+)
+def test_the_translation_is_word_by_word(thought: str, language: str, translated: str) -> None:
+    assert translate_by_rule(thought, language) == translated
+    assert translate_by_rule(translated, language) == translated
 
 
 @pytest.mark.parametrize(

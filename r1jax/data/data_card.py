@@ -75,6 +75,7 @@ def _mean(values: Sequence[float]) -> float | None:
 def markdown(title: str, card: Mapping[str, Any]) -> str:
     """The card as a page: `card` as the stage writes it to data_card.json."""
     lines = [f"# {title}", "", *_told(card), "", "## By domain", "", *_table(card["by_domain"])]
+    lines += ["", *_empty(card["by_domain"]["total"]["dropped"])]
     if len(card["by_task"]) > len(card["by_domain"]):
         lines += ["", "## By task", "", *_table(card["by_task"])]
     lines += ["", "## Filters, in this order", ""]
@@ -102,9 +103,8 @@ def _told(card: Mapping[str, Any]) -> list[str]:
 
 
 def _table(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Columns of drops that are empty everywhere are left out, and named below."""
-    fates = list(rows["total"]["dropped"])
-    shown = [fate for fate in fates if rows["total"]["dropped"][fate]]
+    """Drops that are zero everywhere have no column; `_empty` names them."""
+    shown = [fate for fate, dropped in rows["total"]["dropped"].items() if dropped]
     head = ["", "questions", "sampled", "read", *shown, "kept", "of questions", "tokens", "rounds", "languages"]
     lines = ["| " + " | ".join([*head, "in it"]) + " |", "|" + "---|" * (len(head) + 1)]
     for name, row in rows.items():
@@ -113,10 +113,16 @@ def _table(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
         cells = [f"{value:,}" for value in [*counts, row["kept"], row["questions_kept"]]]
         cells += [_figure(row["mean_tokens"], "{:,.1f}"), _figure(row["mean_rounds"], "{:.1f}"), languages or "–"]
         lines.append("| " + " | ".join([name, *cells, _figure(row["language_consistency"], "{:.1%}")]) + " |")
-    empty = [fate for fate in fates if fate not in shown]
-    lines += ["", "Candidates = sampled + read = kept + all that was dropped. Tokens and rounds are means over what is"]
-    lines += ['kept; "in it" is the share of the thoughts\' words in the language of the question.']
-    return lines + ([f"Nothing was dropped for: {', '.join(empty)}."] if empty else [])
+    return lines
+
+
+def _empty(dropped: Mapping[str, int]) -> list[str]:
+    lines = [
+        "Candidates = sampled + read = kept + all that was dropped. Tokens and rounds are means over what is kept; "
+        '"in it" is the share of the thoughts\' words in the language of the question.'
+    ]
+    empty = [fate for fate, count in dropped.items() if not count]
+    return [*lines, "", f"Nothing was dropped for: {', '.join(empty)}."] if empty else lines
 
 
 def _figure(value: float | None, form: str) -> str:

@@ -105,7 +105,7 @@ def _known(config: CurateConfig) -> EvaluationQuestions:
     sets = {}
     for index, source in enumerate(config.decontaminate.sources):
         field = f"decontaminate.sources[{index}]"
-        sets[f"{index}:{source.task or source.path or source.kind}"] = source_of(field, source)
+        sets[f"{index}:{source.task or source.path or source.kind} {source.split}".strip()] = source_of(field, source)
     return EvaluationQuestions(sets, config.decontaminate.n)
 
 

@@ -13,7 +13,7 @@ import pathlib
 import re
 from collections.abc import Mapping, Sequence
 
-from r1jax.data.cold_start import rewrite_by_rule
+from r1jax.data.cold_start import rewrite_by_rule, translate_by_rule
 from r1jax.data.tokenizer import Tokenizer
 from r1jax.rewards.answer import THINK_CLOSE, THINK_OPEN
 from r1jax.rewards.filters import Candidate, Drop, FilterConfig, first_failure
@@ -49,6 +49,10 @@ class WriterConfig:
     kind: str = "rule"  # 'rule': `data.cold_start`; 'model': `model` is asked
     model: JudgeConfig | None = None
     pattern: str = "summary"  # a key of FORMS: what is written; the rule knows 'summary' alone
+    translate: bool = False  # rule: thoughts are translated into the question's language first, word by word
+    # What rewritten samples must pass; None: the same as before. A writer that translates, as every model is told to,
+    # can mend the language of samples that came through `filters` with its language filters left out.
+    filters: FilterConfig | None = None
     batch_size: int = 64  # samples that are rewritten, graded and stored together
     seed: int = 0
 
@@ -61,13 +65,15 @@ class WriterConfig:
             raise ValueError(f"pattern: {self.pattern!r} is not one of {sorted(FORMS)}")
         if self.kind == "rule" and self.pattern != "summary":
             raise ValueError(f"pattern: {self.pattern!r}; the rule writes 'summary'")
+        if self.kind == "model" and self.translate:
+            raise ValueError("translate: is for the rule; a model is told to write in the question's language")
         if self.batch_size < 1:
             raise ValueError(f"batch_size: {self.batch_size}; at least 1")
 
     def told(self) -> str:
         """Who it is, in words."""
         if self.model is None:
-            return "the rule of data.cold_start"
+            return "the rule of data.cold_start" + (", after its translation" if self.translate else "")
         return f"{self.model.kind} {self.model.model or self.model.path}, temperature {self.model.temperature:g}"
 
 
@@ -163,8 +169,9 @@ class Rewriter:
         grading: Grading,
         tokenizer: Tokenizer,
     ) -> None:
-        """folder: for the stored batches; model: None for the rule; grading: of completions in `config.pattern`."""
-        self._config, self._filters, self._folder = config, filters, folder
+        """filters: where the config has none of its own; folder: for the stored batches; model: None for the rule;
+        grading: of completions in `config.pattern`."""
+        self._config, self._filters, self._folder = config, config.filters or filters, folder
         self._model, self._grading, self._tokenizer = model, grading, tokenizer
 
     def rewrite(self, samples: Sequence[tuple[str, Candidate]], start: int) -> list[Rewritten]:
@@ -187,12 +194,12 @@ class Rewriter:
     def _by_rule(self, samples: Sequence[tuple[str, Candidate]]) -> list[Rewritten]:
         done = []
         for name, candidate in samples:
-            parsed = PATTERNS[candidate.pattern].parse(candidate.text)
+            parsed, language = PATTERNS[candidate.pattern].parse(candidate.text), candidate.example.language
+            thought = parsed.thought or ""
+            if self._config.translate:
+                thought = translate_by_rule(thought, language)
             try:
-                text = rewrite_by_rule(
-                    parsed.thought or "", parsed.answer or "", candidate.example.language, self._config.seed, name
-                )
-                done.append(Rewritten(text))
+                done.append(Rewritten(rewrite_by_rule(thought, parsed.answer or "", language, self._config.seed, name)))
             except ValueError as error:
                 done.append(Rewritten(candidate.text, Drop("form", str(error))))
         return done
