@@ -118,14 +118,15 @@ def parse_flags(arguments: Sequence[str]) -> list[str]:
         file = config_flags.get_config_filename(config).partition(":")[0] if config.present else ""
         if file and not pathlib.Path(file).is_file():
             raise flags.Error(f"--config: there is no file {file}")
-    except (flags.Error, AttributeError, KeyError, TypeError) as error:  # the last three: an override of no field
+    # OSError: overrides of a file that is not there; the last three: an override below a field that is not there.
+    except (flags.Error, OSError, AttributeError, KeyError, TypeError) as error:
         if "--debug" in arguments:
             raise
         # Of a config file that raises, ml_collections hands on the whole traceback; its last line is what it said.
         said = [line for line in str(error).splitlines() if line.strip()]
-        hint = "; --config.FIELD can override fields that the config file sets" if "--config." in str(arguments) else ""
+        hint = "" if isinstance(error, (flags.Error, OSError)) else "; --config.A.B=... needs an A in the config file"
         rich.console.Console(stderr=True).print(
-            f"{said[-1]}{hint}", style="bold red", highlight=False, markup=False, soft_wrap=True
+            f"{said[-1].strip()}{hint}", style="bold red", highlight=False, markup=False, soft_wrap=True
         )
         sys.exit(2)
     return rest

@@ -24,7 +24,7 @@ from r1jax.evaluation.report import write_report
 from r1jax.model.config import ModelConfig
 from r1jax.rollout import PromptConfig, encode_prompts
 from r1jax.settings import ConfigError, from_config, to_plain
-from r1jax.stages import curate, evaluate, pretrain, rl, sft
+from r1jax.stages import curate, evaluate, pretrain, reward_model, rl, sft
 from r1jax.stages.checks import Planned, Stage, source_of
 from r1jax.stages.curate_config import CurateConfig
 from r1jax.stages.sft_config import SFTConfig
@@ -39,6 +39,7 @@ SINGLE_STAGES: Mapping[str, Stage] = {
     "sft": Stage(SFTConfig, sft.check, sft.run),
     "rl": Stage(rl.RLConfig, rl.check, rl.run),
     "curate": Stage(CurateConfig, curate.check, curate.run),
+    "reward_model": Stage(reward_model.RewardModelConfig, reward_model.check, reward_model.run),
     "evaluate": Stage(evaluate.EvaluateConfig, evaluate.check, evaluate.run),
 }
 
