@@ -104,6 +104,10 @@ class RewardModelConfig:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: {getattr(self, name)}; at least 1")
 
+    def paths(self, workdir: pathlib.Path) -> list[pathlib.Path]:
+        """The files of the data; `workdir` need not be there yet."""
+        return [(workdir / path).resolve() for path in self.data]
+
     def reader(self, tokenizer: Tokenizer) -> Reader:
         """How its data becomes tokens."""
         return Reader(tokenizer, self.prompt, self.max_length, "max_length")
@@ -123,8 +127,8 @@ def check(config: RewardModelConfig, workdir: pathlib.Path, planned: Planned) ->
     mesh = make_mesh(config.mesh)
     check_divides("micro_rows", config.micro_rows, mesh)
     check_divides("score_batch", config.score_batch, mesh)
-    if not any(is_planned(workdir / path, planned) for path in config.data):
-        items = read_data(config.kind, [workdir / path for path in config.data])
+    if not any(is_planned(path, planned) for path in config.paths(workdir)):
+        items = read_data(config.kind, config.paths(workdir))
         split_by_prompt(items, config.held_out, config.seed)
         if tokenizer is not None:
             encode_units(items, VIEWS[config.view], config.reader(tokenizer))
@@ -215,7 +219,7 @@ def run(config: RewardModelConfig, workdir: pathlib.Path) -> None:
     check(config, workdir, {})
     model, tokenizer = describe_source(config.init, workdir)
     model = scored_model(model)
-    items = read_data(config.kind, [workdir / path for path in config.data])
+    items = read_data(config.kind, config.paths(workdir))
     held_out = split_by_prompt(items, config.held_out, config.seed)
     units = encode_units(items, VIEWS[config.view], config.reader(tokenizer))
     training = np.flatnonzero(~held_out)

@@ -213,7 +213,7 @@ def _without_doubles(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
     return dict(pairs)
 
 
-def _after_thought(text: str) -> str | None:
+def said_after_thought(text: str) -> str | None:
     """What follows the judge's own thinking; None where that has no end."""
     said = text.rpartition(THINK_CLOSE)[2]
     return None if THINK_OPEN in said else said
@@ -236,7 +236,7 @@ def parse_verdict(text: str) -> Verdict | None:
     valid JSON or a brace before it stays open (what follows may stand inside), and where two objects have a
     `correctness` that differs: which one the judge means is not to be guessed.
     """
-    said = _after_thought(text)
+    said = said_after_thought(text)
     if said is None:
         return None
     said = said.rstrip(SPACE).removesuffix("```").rstrip(SPACE)
@@ -270,12 +270,12 @@ _LABEL = re.compile(r"\[\[([^\[\]]{1,10})\]\]")
 
 def parse_grade(text: str) -> int | None:
     """The pairwise verdict of a reply, -2..2 in favour of A; None where there is none, or labels that differ."""
-    said = _after_thought(text)
+    said = said_after_thought(text)
     labels = set() if said is None else {label.replace(" ", "") for label in _LABEL.findall(said)}
     return GRADES.get(labels.pop()) if len(labels) == 1 else None
 
 
-def _no_grade(reply: Reply) -> Score:
+def no_grade(reply: Reply) -> Score:
     """The score where there is no verdict: the reply's problem, or its beginning."""
     if reply.text is None:
         return Score(0.0, Status.TIMED_OUT if reply.timed_out else Status.UNGRADABLE, f"the judge: {reply.problem}")
@@ -286,7 +286,7 @@ def truth_score(reply: Reply) -> Score:
     """1 for a reply that says correct, 0 for one that says incorrect; no grade for any other."""
     verdict = None if reply.text is None else parse_verdict(reply.text)
     if verdict is None:
-        return _no_grade(reply)
+        return no_grade(reply)
     said = "correct" if verdict.correct else "incorrect"
     return Score(float(verdict.correct), reason=f"judged {said}: {verdict.analysis[:_ANALYSIS]}")
 
