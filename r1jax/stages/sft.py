@@ -38,20 +38,27 @@ from r1jax.stages.sft_config import SFTConfig
 from r1jax.stages.sft_data import SampleEncoder, TrainingSet, encode_file, make_training_set
 from r1jax.stages.state import TrainState, forward, state_from_params
 from r1jax.types import Array, PackedBatch, Params
-from r1jax.workdir import write_atomically
+from r1jax.workdir import RUN_FILES, write_atomically
 
 VALIDATION_LOSS = "eval/loss"
 """In metrics.jsonl: mean over the tokens that are learnt in the held-out samples, in nats."""
 
 
 def check(config: SFTConfig, workdir: pathlib.Path, planned: Planned) -> ModelConfig:
-    """Everything that can be known to be wrong before the stage starts. Returns the model it will leave.
-
-    Files that an earlier stage has yet to write, and encodings with a tokenizer that it has yet to make, are left to
-    `run`, which looks at them before it trains.
-    """
+    """Everything that can be known to be wrong before the stage starts. Returns the model it will leave."""
     model, tokenizer = known_policy(config.init, workdir, planned)
     check_model(config, model, make_mesh(config.mesh))
+    check_data(config, workdir, planned, tokenizer)
+    return model
+
+
+def check_data(config: SFTConfig, workdir: pathlib.Path, planned: Planned, tokenizer: Tokenizer | None) -> None:
+    """That the samples can be trained on, as far as they are there and the tokenizer is known.
+
+    Files that an earlier stage has yet to write, and encodings with a tokenizer that it has yet to make, are left to
+    `run`, which looks at them before it trains. Errors are those of `check_paths`, `read_samples` and `prepare`.
+    """
+    check_paths(config, workdir)
     known = [data for data in config.data if not is_planned(workdir / data.path, planned)]
     if tokenizer is None:
         for data in known:
@@ -62,7 +69,6 @@ def check(config: SFTConfig, workdir: pathlib.Path, planned: Planned) -> ModelCo
             encode_file(data, workdir, encode)
     else:
         prepare(config, workdir, tokenizer)
-    return model
 
 
 def check_model(config: SFTConfig, model: ModelConfig, mesh: Mesh) -> None:
@@ -71,6 +77,14 @@ def check_model(config: SFTConfig, model: ModelConfig, mesh: Mesh) -> None:
     check_rows(config.rows, config.micro_rows, config.row_length, model, mesh)
     if config.mtp_weight and not model.mtp_depth:
         raise ConfigError(f"mtp_weight: {config.mtp_weight}, but the model has no MTP module")
+
+
+def check_paths(config: SFTConfig, workdir: pathlib.Path) -> None:
+    """That no file of samples is one that a run overwrites. Raises ConfigError naming it."""
+    own = {(workdir / name).resolve() for name in RUN_FILES}
+    for data in config.data:
+        if (workdir / data.path).resolve() in own:
+            raise ConfigError(f"data: {data.path} is a file that the run itself writes; keep samples elsewhere")
 
 
 def prepare(config: SFTConfig, workdir: pathlib.Path, tokenizer: Tokenizer) -> tuple[TrainingSet, Training]:
@@ -126,6 +140,7 @@ def run(config: SFTConfig, workdir: pathlib.Path) -> None:
     mesh = make_mesh(config.mesh)
     model, tokenizer = describe_source(config.init, workdir)
     check_model(config, model, mesh)
+    check_paths(config, workdir)
     data, training = prepare(config, workdir, tokenizer)
     trainer = Trainer(training, model, mesh)
     held_out = HeldOut(data.held_out, training, model, mesh) if data.held_out is not None else None
