@@ -6,6 +6,7 @@ import dataclasses
 
 import numpy as np
 
+from r1jax.data.sources import SourceConfig, make_source
 from r1jax.evaluation.estimators import summarize
 from r1jax.evaluation.evaluator import evaluation_of
 from r1jax.rewards.combine import RewardConfig
@@ -155,3 +156,14 @@ def test_general_requests_are_not_compared_and_difficulties_are_named_as_their_s
     assert figures["by_domain"]["helpful"]["cons_at_k"] is None
     assert figures["by_group"]["math_500, level 5"]["problems"] == 2
     assert evaluation_of([graded_texts([completion("9")], [examples[2]], mixed)]).groups == [None]
+
+
+def test_replies_that_a_rule_judges_are_no_votes() -> None:
+    """Two good replies in different words are both right, and no majority."""
+    (request,) = make_source(SourceConfig(kind="world", size=1, params={"domains": {"helpful": 1.0}}))
+    rewards = RewardConfig(pattern="summary", domains={"": {}, "helpful": {"comparison": "instruction"}})
+    texts = [f"<think> so </think> {request.answer}", "<think> so </think> I sing a song."]
+    evaluation = evaluation_of([graded_texts(texts, [request], rewards)], rewards)
+    figures = summarize(evaluation)["by_domain"]["helpful"]
+    assert (figures["pass_at_1"], figures["cons_at_k"]) == (0.5, None)
+    assert 0.5 <= figures["rewards"]["accuracy"]["mean"] < 1  # the rule's mean value is helpfulness
