@@ -231,6 +231,8 @@ def test_the_rule_translates_what_the_first_filters_let_through(scripted: None, 
     thoughts = {
         parse_summary(s.completion).thought for s in read_samples(tmp_path / "translated" / "samples_kept.jsonl")
     }
+    page = (tmp_path / "translated" / "data_card.md").read_text(encoding="utf-8")
+    assert page.index("- wrong_language: off") < page.index("rewritten") < page.index("- wrong_language: 0.9")
     assert {"check carefully so just", "检查 仔细 所以 就是"} <= thoughts
     card = curated(tmp_path / "kept", rewrite={"kind": "rule", "filters": {}}, filters=lax, per_prompt=K)
     dropped = card["by_domain"]["total"]["dropped"]

@@ -79,7 +79,9 @@ def markdown(title: str, card: Mapping[str, Any]) -> str:
     if len(card["by_task"]) > len(card["by_domain"]):
         lines += ["", "## By task", "", *_table(card["by_task"])]
     lines += ["", "## Filters, in this order", ""]
-    lines += [f"- {name}: {setting}" for name, setting in card["filters"].items()]
+    lines += _settings(card["filters"])
+    if card["rewritten_filters"]:
+        lines += ["", "What is rewritten then passes these:", "", *_settings(card["rewritten_filters"])]
     if card["proportions"]:
         lines += ["", "## Proportions", "", "| group | asked for | there | taken | left |", "|---|---|---|---|---|"]
         lines += [
@@ -114,6 +116,14 @@ def _table(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
         cells += [_figure(row["mean_tokens"], "{:,.1f}"), _figure(row["mean_rounds"], "{:.1f}"), languages or "–"]
         lines.append("| " + " | ".join([name, *cells, _figure(row["language_consistency"], "{:.1%}")]) + " |")
     return lines
+
+
+def _settings(filters: Mapping[str, Any]) -> list[str]:
+    words = {True: "on", False: "off", None: "off"}
+    return [
+        f"- {name}: {words[setting] if setting is None or isinstance(setting, bool) else setting}"
+        for name, setting in filters.items()
+    ]
 
 
 def _empty(dropped: Mapping[str, int]) -> list[str]:

@@ -342,6 +342,7 @@ def _card(
         "top_p": config.decoding.top_p,
         "seed": config.seed,
         "filters": to_plain(config.filters) | {"near_duplicates": config.near_duplicates},
+        "rewritten_filters": to_plain(config.rewrite.filters) if config.rewrite and config.rewrite.filters else {},
         "rewriting": "" if config.rewrite is None else config.rewrite.told(),
         "by_domain": data_card.count(looked, data_card.domain_of, fates),
         "by_task": data_card.count(looked, data_card.task_of, fates),
