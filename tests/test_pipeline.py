@@ -158,6 +158,8 @@ def test_fingerprints_of_what_lies_outside(tmp_path: pathlib.Path, monkeypatch: 
     (policy / "model.json").write_text("{}")
     manifest = policy / "model" / "step_00000001" / "manifest.json"
     manifest.write_text("checksums")
+    told = [("rl", "rl", {"reward": str(policy)})]
+    assert step_keys.step_keys(told, tmp_path / "run")["rl"].inputs.keys() == {"reward"}
     told = [("rl", "rl", {"init": {"path": str(policy)}})]
     first = step_keys.step_keys(told, tmp_path / "run")["rl"].digest
     (policy / "metrics.jsonl").write_text("not what it is")

@@ -5,7 +5,7 @@
 
 The config is first run to its end undisturbed, unless `--undisturbed` names a run of it, then again with SIGKILL at
 moments drawn from `--seed`; a killed run is started again with the same command. Compared: the final parameters of
-every stage bit by bit, metrics.jsonl without the clock ("time"), samples.jsonl byte by byte. Kills are spread over the
+every stage bit by bit, metrics.jsonl without the clock ("time"), other .jsonl byte by byte. Kills are spread over the
 stages of `--stages`; what the others do is undisturbed. The exit status is 0 if everything is equal.
 """
 
@@ -20,14 +20,14 @@ import subprocess
 import sys
 import time
 
-import jax
+import ml_dtypes  # noqa: F401 (numpy knows bfloat16 by it)
 import numpy as np
 import rich.console
 import rich.table
 
-from r1jax.sharding import MeshConfig, make_mesh
-from r1jax.stages.policy import PolicySource, load_policy
+from r1jax.checkpoint import CheckpointStore
 
+TRAINING = ("pretrain", "sft", "rl", "reward_model")  # stages with rows of metrics, of which kills are drawn
 POLL_SECONDS = 0.05
 STARTING_SECONDS = 8.0  # programs are in the compilation cache by then: longer, and the run may be over
 
@@ -95,7 +95,7 @@ def run_to_end(config: str, workdir: pathlib.Path) -> None:
 def stages_of(workdir: pathlib.Path) -> list[str]:
     """Names of the stages that train, in order."""
     steps = json.loads((workdir / "config.json").read_text(encoding="utf-8"))["steps"]
-    return [step["name"] for step in steps if step["stage"] in ("pretrain", "rl")]
+    return [step["name"] for step in steps if step["stage"] in TRAINING]
 
 
 def run_with_kills(
@@ -197,14 +197,16 @@ def print_comparison(undisturbed: pathlib.Path, disturbed: pathlib.Path, console
 
 
 def parameters(folder: pathlib.Path) -> str:
-    """SHA-256 of the names, shapes and bytes of the final policy; empty if the stage leaves none."""
+    """SHA-256 of the names, shapes and bytes of the final parameters; empty if the stage leaves none."""
     if not (folder / "model").is_dir():
         return ""
-    policy = load_policy(PolicySource("stage", folder.name), folder.parent, make_mesh(MeshConfig()))
+    store = CheckpointStore(folder / "model")
+    _, _, leaves = store.open_arrays()
+    _, arrays, _ = store.restore({name: np.empty(shape, dtype) for name, (shape, dtype) in leaves.items()})
     digest = hashlib.sha256()
-    for path, leaf in jax.tree_util.tree_leaves_with_path(policy.params):
-        digest.update(f"{jax.tree_util.keystr(path)} {leaf.dtype} {leaf.shape}".encode())
-        digest.update(np.asarray(leaf).tobytes())
+    for name, array in sorted(arrays.items()):
+        digest.update(f"{name} {array.dtype} {array.shape}".encode())
+        digest.update(np.asarray(array).tobytes())
     return digest.hexdigest()
 
 
@@ -219,9 +221,10 @@ def metrics(folder: pathlib.Path) -> str:
 
 
 def samples(folder: pathlib.Path) -> str:
-    """SHA-256 of samples.jsonl; empty if there is none."""
-    path = folder / "samples.jsonl"
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else ""
+    """SHA-256 of all .jsonl but the metrics: samples, and what a stage of curation kept; empty if there is none."""
+    files = [path for path in sorted(folder.glob("*.jsonl")) if path.name != "metrics.jsonl"]
+    digests = [f"{path.name} {hashlib.sha256(path.read_bytes()).hexdigest()}" for path in files]
+    return hashlib.sha256("\n".join(digests).encode()).hexdigest() if digests else ""
 
 
 if __name__ == "__main__":

@@ -5,8 +5,9 @@ know the code, the packages, the machine, or a model that an installed package b
 
 What a step reads are the strings of its configuration that name another step's folder or a file in it, whose key goes
 in, or a file or folder outside of the pipeline, of which a fingerprint goes in: of a file the SHA-256 up to 64 MiB,
-above that its size and time of change; of a policy's folder the SHA-256 of its shape, its tokenizer and the manifests
-of its parameters, which hold the checksums of all their files; of another folder those of the files directly in it.
+above that its size and time of change; of the folder of a policy or a reward model its shape, its card, its tokenizer
+and the manifests of its parameters, which hold the checksums of all their files; of another folder, named by a field
+`path`, the files directly in it.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from r1jax.settings import ConfigError
+from r1jax.stages.scalar_model import CARD_FILE
 from r1jax.weights.policy_folder import MODEL_FILE, PARAMETERS
 from r1jax.workdir import WorkdirError, differing_fields, write_atomically
 
@@ -99,7 +101,7 @@ def _named_path(text: str, field: str, own: pathlib.Path, folders: Mapping[pathl
             continue
         if "/" in text and _owner(path, folders) is not None:
             return path
-        if path.is_file() or (told and (path.is_dir() or _matches(path))):
+        if path.is_file() or (path / MODEL_FILE).is_file() or (told and (path.is_dir() or _matches(path))):
             return path
     return None
 
@@ -122,7 +124,7 @@ def fingerprint(path: pathlib.Path) -> str:
         return _file_fingerprint(path)
     if (path / MODEL_FILE).is_file():
         manifests = sorted((path / PARAMETERS).glob("*/manifest.json"))
-        files = [path / MODEL_FILE, *sorted(path.glob("tokenizer*")), *manifests]
+        files = [path / MODEL_FILE, path / CARD_FILE, *sorted(path.glob("tokenizer*")), *manifests]
     elif path.is_dir():
         files = sorted(path.iterdir())
     else:
