@@ -142,7 +142,19 @@ def test_a_file_in_a_steps_folder_stands_for_the_step(tmp_path: pathlib.Path, mo
         found = step_keys.step_keys([*told, ("two", "sft", {"data": [form]})], workdir)["two"]
         assert found.steps == ("one",)
         assert found.inputs == {"data[0]": "step " + step_keys.step_keys(told, workdir)["one"].digest}
-    for text in ("one", "/", "..", "./kept.jsonl", "</answer>", "a/b\nc", "x" * 5000, ""):
+    for text in (
+        "one",
+        "/",
+        "..",
+        "./kept.jsonl",
+        "</answer>",
+        "a/b\nc",
+        "x" * 5000,
+        "x" * 300,
+        "思" * 100,
+        "a\0b",
+        "",
+    ):
         assert not step_keys.step_keys([*told, ("two", "sft", {"data": [text]})], workdir)["two"].inputs, text
 
 

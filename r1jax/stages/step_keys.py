@@ -27,7 +27,7 @@ from r1jax.workdir import WorkdirError, differing_fields, write_atomically
 
 KEY_FILE = "stage_key.json"
 HASHED_BYTES = 64 * 2**20
-LONGEST_PATH = 1024  # characters; a longer string is a text
+LONGEST_PATH, LONGEST_NAME = 1024, 255  # bytes; a longer string is a text
 PATH_FIELDS = ("path", "paths", "folder", "folders")
 
 
@@ -92,7 +92,8 @@ def _texts(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
 
 def _named_path(text: str, field: str, own: pathlib.Path, folders: Mapping[pathlib.Path, str]) -> pathlib.Path | None:
     """The file or folder outside of its own folder that a string names; None if it is some other string."""
-    if not 0 < len(text) <= LONGEST_PATH or "\n" in text or "\0" in text:
+    names = text.encode().split(b"/")
+    if not text or len(text) > LONGEST_PATH or max(map(len, names)) > LONGEST_NAME or "\n" in text or "\0" in text:
         return None
     told = field.partition("[")[0].rpartition(".")[2] in PATH_FIELDS
     for base in (own, pathlib.Path.cwd()):
