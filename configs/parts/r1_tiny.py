@@ -19,18 +19,18 @@ def pipeline(seed: int) -> dict:
         _step("pretrain", "pretrain", pretrain(seed, "tiny_mla_moe", steps=1000)),
         _step("zero", "rl", r1_zero(seed)),
         _step("cold_start", "curate", cold_start(seed)),
-        _step("dev1", "sft", sft(seed, "pretrain", ["cold_start"])),
+        _step("dev1", "sft", sft(seed, "pretrain", "cold_start")),
         _step("dev2", "rl", reasoning_rl(seed)),
         _step("rejection", "curate", rejection(seed)),
-        _step("dev3", "sft", sft(seed, "pretrain", ["rejection"])),
+        _step("dev3", "sft", sft(seed, "pretrain", "rejection")),
         _step("preferences", "preferences", preferences(seed)),
         _step("helpful_model", "reward_model", reward_model(seed, "pairwise", "helpfulness", "pairs.jsonl")),
         _step("safety_model", "reward_model", reward_model(seed, "pointwise", "safety", "labels.jsonl")),
         _step("r1", "rl", all_scenarios(seed)),
         _step("student_qwen", "pretrain", pretrain(seed, "tiny_qwen", steps=700)),
         _step("student_llama", "pretrain", pretrain(seed, "tiny_llama", steps=700)),
-        _step("distill_qwen", "sft", sft(seed, "student_qwen", ["rejection"])),
-        _step("distill_llama", "sft", sft(seed, "student_llama", ["rejection"])),
+        _step("distill_qwen", "sft", sft(seed, "student_qwen", "rejection")),
+        _step("distill_llama", "sft", sft(seed, "student_llama", "rejection")),
         _step("rl_qwen", "rl", student_rl(seed)),
     ]
     patterns = {
@@ -80,7 +80,7 @@ def _cosine(learning_rate: float, warmup: int, total: int, **more: Any) -> dict:
 
 
 def _reasoning(split: str, size: int, seed: int) -> dict:
-    return {"kind": "tasks", "split": split, "size": size, "seed": seed}
+    return {"kind": "tasks", "split": split, "size": size, "seed": seed, "domain": "reasoning"}
 
 
 def _world(split: str, size: int, seed: int, **domains: float) -> dict:
@@ -93,12 +93,13 @@ def _mixture(*parts: dict) -> dict:
 
 def _all_domains(split: str, reasoning: int, helpful: int, harmless: int, seed: int) -> dict:
     return _mixture(
-        {**_reasoning(split, reasoning, seed), "domain": "reasoning"},
+        _reasoning(split, reasoning, seed),
         _world(split, helpful, seed, helpful=1.0),
         _world(split, harmless, seed, harmless=1.0),
     )
 
 
+EVALUATION = _all_domains("evaluation", 160, 80, 40, 2)
 RULES = {
     "reasoning": {"comparison": "math"},
     "helpful": {"comparison": "instruction"},
@@ -171,7 +172,7 @@ def pretrain(seed: int, preset: str, steps: int) -> dict:
         "row_length": 160,
         "model": {"preset": preset},
         "corpus": {"documents": 70_000, "world": 0.2, "seed": seed},
-        "tokenizer": {"vocab_size": 768},
+        "tokenizer": {"vocab_size": 832},  # nearly every word of the world is one token
         "optimizer": _cosine(3e-3, 45, steps, final_fraction=0.05, b2=0.98, weight_decay=0.01),
     }
 
@@ -202,31 +203,37 @@ def r1_zero(seed: int) -> dict:
 
 
 def cold_start(seed: int) -> dict:
-    """Right and readable answers of R1-Zero, rewritten to the pattern reasoning, then summary (R1v2 B.3.2)."""
+    """Right and readable answers of R1-Zero, rewritten to the pattern reasoning, then summary (R1v2 B.3.2).
+
+    R1-Zero may drift to one language, so thoughts in the wrong one are put into the question's by the rule that writes
+    the summary; thoughts that mix languages are dropped.
+    """
     return {
         "seed": seed,
         "init": _from("zero"),
-        "source": _reasoning("rl", 600, seed + 100),
+        "source": _reasoning("rl", 1500, seed + 100),
         "prompt": SHORT_PROMPT,
         "decoding": DECODING,
         "rewards": {"accuracy": 1.0, "format": 0.5},
         "samples": 4,
         "per_prompt": 1,
-        "rewrite": {"kind": "rule"},
+        "filters": {"wrong_language": None, "repetition_n": 8},
+        "rewrite": {"kind": "rule", "translate": True, "filters": {"repetition_n": 8}},
+        "decontaminate": {"sources": EVALUATION["parts"]},
     }
 
 
-def sft(seed: int, init: str, data: list[str]) -> dict:
+def sft(seed: int, init: str, data: str) -> dict:
     """Fine-tuning on curated samples (R1v2 B.4.2: two to three epochs, cosine to a tenth)."""
     return {
         "seed": seed,
         "init": _from(init),
-        "data": tuple({"path": f"../{name}/samples_kept.jsonl"} for name in data),
-        "epochs": 2.0,
+        "data": ({"path": f"../{data}/samples_kept.jsonl"},),
+        "epochs": 3.0,
         "rows": 8,
         "row_length": 160,
         "prompt": SHORT_PROMPT,
-        "optimizer": {"learning_rate": 1e-3, "schedule": "cosine", "warmup_steps": 5, "weight_decay": 0.01},
+        "optimizer": {"learning_rate": 2e-3, "warmup_steps": 5, "weight_decay": 0.01},
     }
 
 
@@ -246,13 +253,16 @@ def rejection(seed: int) -> dict:
     return {
         "seed": seed,
         "init": _from("dev2"),
-        "source": _reasoning("rl", 800, seed + 200),
+        "source": _reasoning("rl", 2000, seed + 200),
         "prompt": SHORT_PROMPT,
         "decoding": DECODING,
         "rewards": {"pattern": "summary", "accuracy": 1.0, "format": 0.5},
         "samples": 4,
         "per_prompt": 2,
-        "general": ({"kind": "world", "size": 500, "seed": seed},),
+        "filters": {"repetition_n": 8},
+        "general": ({"kind": "world", "size": 1000, "seed": seed, "split": "corpus"},),
+        "proportions": {"reasoning": 3.0, "general": 1.0},  # the paper's 600k and 200k
+        "decontaminate": {"sources": EVALUATION["parts"]},
     }
 
 
@@ -325,7 +335,7 @@ def evaluate(name: str, pattern: str) -> dict:
     return {
         "seed": 0,
         "init": _from(name),
-        "source": _all_domains("evaluation", 160, 80, 40, 2),
+        "source": EVALUATION,
         "samples": 8,
         "prompt": SHORT_PROMPT,
         "decoding": DECODING,
