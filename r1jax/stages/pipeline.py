@@ -20,13 +20,16 @@ from jax.experimental import multihost_utils
 
 from r1jax.data.errors import DataError
 from r1jax.data.tokenizer import Tokenizer
+from r1jax.evaluation.pipeline_report import ReportConfig, write_pipeline_report
+from r1jax.evaluation.pipeline_report import ReportConfig, write_pipeline_report
 from r1jax.evaluation.report import write_report
 from r1jax.model.config import ModelConfig
 from r1jax.rollout import PromptConfig, encode_prompts
 from r1jax.settings import ConfigError, from_config, to_plain
-from r1jax.stages import curate, evaluate, pretrain, reward_model, rl, sft
+from r1jax.stages import curate, evaluate, preferences, pretrain, reward_model, rl, sft
 from r1jax.stages.checks import Planned, Stage, source_of
 from r1jax.stages.curate_config import CurateConfig
+from r1jax.stages.preferences import PreferencesConfig
 from r1jax.stages.sft_config import SFTConfig
 from r1jax.stages.step_folders import SUMMARY, Placed, find_elsewhere, is_done, place, record_config, sole_user
 from r1jax.stages.step_keys import StepKey, changes, read_key, step_keys
@@ -39,6 +42,7 @@ SINGLE_STAGES: Mapping[str, Stage] = {
     "sft": Stage(SFTConfig, sft.check, sft.run),
     "rl": Stage(rl.RLConfig, rl.check, rl.run),
     "curate": Stage(CurateConfig, curate.check, curate.run),
+    "preferences": Stage(PreferencesConfig, preferences.check, preferences.run),
     "reward_model": Stage(reward_model.RewardModelConfig, reward_model.check, reward_model.run),
     "evaluate": Stage(evaluate.EvaluateConfig, evaluate.check, evaluate.run),
 }
@@ -65,8 +69,10 @@ class PipelineConfig:
 
     steps: tuple[Step, ...]
     title: str = ""
+    report: ReportConfig | None = None  # which evaluations are compared; None: those before and after RL
     only: str = ""  # name of one step that is run alone, from inputs that are done; empty: all steps
     reuse: tuple[str, ...] = ()  # workdirs of other pipelines: a finished step of the same key is copied, not run
+    report: ReportConfig | None = None  # the page of a whole recipe; None: that of before and after RL
 
     def __post_init__(self) -> None:
         names = [step.name for step in self.steps]
@@ -77,6 +83,10 @@ class PipelineConfig:
             raise ValueError("steps: a pipeline needs at least one stage")
         if self.only and self.only not in names:
             raise ValueError(f"only: {self.only!r} is not one of the steps {', '.join(names)}")
+        if self.report is not None:
+            self.report.check_steps(names)
+        if self.report is not None:
+            self.report.check_steps(names)
         stage_configs(self)
 
 
@@ -106,8 +116,22 @@ def run(config: PipelineConfig, workdir: pathlib.Path) -> None:
             if config.only in ("", part.step.name):
                 _refuse_missing_inputs(config, part, parts)
                 _run_part(config, parts, index, console)
-        report = write_report(workdir, [step.name for step in config.steps], title=config.title)
+        report = _write_report(config, workdir)
     console.print(f"report: {report}")
+
+
+def _write_report(config: PipelineConfig, workdir: pathlib.Path) -> pathlib.Path:
+    names = [step.name for step in config.steps]
+    if config.report is None:
+        return write_report(workdir, names, title=config.title)
+    return write_pipeline_report(workdir, names, config.report, title=config.title)
+
+
+def _write_page(config: PipelineConfig, workdir: pathlib.Path) -> pathlib.Path:
+    names = [step.name for step in config.steps]
+    if config.report is None:
+        return write_report(workdir, names, title=config.title)
+    return write_pipeline_report(workdir, names, config.report, title=config.title)
 
 
 def recorded_fields(config: PipelineConfig) -> dict[str, Any]:
@@ -249,7 +273,7 @@ def asked_of(config: Any) -> tuple[PromptConfig, Mapping[str, Sequence[Example]]
         return config.asked().prompt, {"source": evaluate.examples_of(config)}
     if isinstance(config, rl.RLConfig):
         return config.prompt, rl.sources_of(config)
-    if isinstance(config, CurateConfig):
+    if isinstance(config, (CurateConfig, PreferencesConfig)):
         return config.prompt, {"source": source_of("source", config.source)}
     return PromptConfig(), {}
 
