@@ -21,7 +21,6 @@ from jax.experimental import multihost_utils
 from r1jax.data.errors import DataError
 from r1jax.data.tokenizer import Tokenizer
 from r1jax.evaluation.pipeline_report import ReportConfig, write_pipeline_report
-from r1jax.evaluation.pipeline_report import ReportConfig, write_pipeline_report
 from r1jax.evaluation.report import write_report
 from r1jax.model.config import ModelConfig
 from r1jax.rollout import PromptConfig, encode_prompts
@@ -72,7 +71,6 @@ class PipelineConfig:
     report: ReportConfig | None = None  # which evaluations are compared; None: those before and after RL
     only: str = ""  # name of one step that is run alone, from inputs that are done; empty: all steps
     reuse: tuple[str, ...] = ()  # workdirs of other pipelines: a finished step of the same key is copied, not run
-    report: ReportConfig | None = None  # the page of a whole recipe; None: that of before and after RL
 
     def __post_init__(self) -> None:
         names = [step.name for step in self.steps]
@@ -83,8 +81,6 @@ class PipelineConfig:
             raise ValueError("steps: a pipeline needs at least one stage")
         if self.only and self.only not in names:
             raise ValueError(f"only: {self.only!r} is not one of the steps {', '.join(names)}")
-        if self.report is not None:
-            self.report.check_steps(names)
         if self.report is not None:
             self.report.check_steps(names)
         stage_configs(self)
@@ -121,13 +117,6 @@ def run(config: PipelineConfig, workdir: pathlib.Path) -> None:
 
 
 def _write_report(config: PipelineConfig, workdir: pathlib.Path) -> pathlib.Path:
-    names = [step.name for step in config.steps]
-    if config.report is None:
-        return write_report(workdir, names, title=config.title)
-    return write_pipeline_report(workdir, names, config.report, title=config.title)
-
-
-def _write_page(config: PipelineConfig, workdir: pathlib.Path) -> pathlib.Path:
     names = [step.name for step in config.steps]
     if config.report is None:
         return write_report(workdir, names, title=config.title)
