@@ -18,6 +18,9 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from r1jax import train
+from r1jax.data.errors import DataError
+from r1jax.data.tokenizer import ByteTokenizer
+from r1jax.model.presets import get_preset
 from r1jax.settings import ConfigError, from_config
 from r1jax.stages import pipeline, pretrain, step_folders, step_keys
 from r1jax.workdir import WorkdirError
@@ -449,3 +452,21 @@ def test_fields_that_the_file_leaves_out_can_be_set_on_the_command_line(monkeypa
             delattr(flags.FLAGS, name)
         flags.FLAGS.unparse_flags()
     assert (read.only, read.reuse) == ("r1_zero", ("runs/a",))
+
+
+def test_prompts_behind_fine_tuning_are_looked_at_with_the_bases_tokenizer(tmp_path: pathlib.Path) -> None:
+    tuned = {"data": [{"path": "../kept.jsonl"}], "init": {"kind": "stage", "path": "../base"}}
+    asked = {"init": {"kind": "stage", "path": "../tuned"}, "source": {"size": 2}, "prompt": {"width": 16}}
+    config = {
+        "steps": [
+            {"name": "base", "stage": "pretrain", "config": {}},
+            {"name": "other", "stage": "pretrain", "config": {}},
+            {"name": "tuned", "stage": "sft", "config": tuned},
+            {"name": "after", "stage": "evaluate", "config": asked},
+        ]
+    }
+    parts = pipeline._parts(from_config(pipeline.PipelineConfig, config), tmp_path)
+    message = r"^steps\[after\]\.config\.source: the prompt of example .* more than prompt\.width = 16"
+    with pytest.raises(DataError, match=message):
+        pipeline._PromptCheck(parts, 0)(get_preset("tiny_dense"), ByteTokenizer())
+    pipeline._PromptCheck(parts, 1)(get_preset("tiny_dense"), ByteTokenizer())
