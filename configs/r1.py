@@ -18,15 +18,28 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from r1jax.provenance import plain
+
+FILES = {"": "r1_paper.py", "tiny": "r1_tiny.py"}
+
 
 def get_config(arg: str = "") -> ConfigDict:
     """The pipeline that `arg` names: nothing or `tiny`, with `,seed=N` behind it for another seed than 0."""
     name, _, seed = arg.partition(",seed=")
-    files = {"": "r1_paper.py", "tiny": "r1_tiny.py"}
-    if name not in files or not (seed or "0").isdecimal():
+    if name not in FILES or not (seed or "0").isdecimal():
         raise ValueError(
             f"configs/r1.py:{arg}: unknown argument; allowed: tiny or nothing, and ',seed=N' behind it with "
             "N = 0, 1, 2, ..."
         )
-    pipeline = runpy.run_path(str(Path(__file__).parent / "parts" / files[name]))["pipeline"]
-    return ConfigDict(pipeline(int(seed or 0)), convert_dict=True)
+    return ConfigDict(plain(_pipeline(name, int(seed or 0))), convert_dict=True)
+
+
+def published(arg: str = "") -> dict:
+    """The paper's pipeline, its values with the sections that give them (`tools.hyperparameters`)."""
+    if arg:
+        raise ValueError(f"configs/r1.py:{arg}: only the paper's own pipeline, without an argument, has sources")
+    return _pipeline("", 0)
+
+
+def _pipeline(name: str, seed: int) -> dict:
+    return runpy.run_path(str(Path(__file__).parent / "parts" / FILES[name]))["pipeline"](seed)

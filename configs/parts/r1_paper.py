@@ -280,12 +280,16 @@ def all_scenarios(seed: int) -> dict:
 def evaluate(name: str) -> dict:
     """AIME 2024 by the paper's protocol (R1v2, section 3.1)."""
     zero = name == "zero"
+    benchmark = {"name": given("aime", "R1v1 Table 4"), "path": BENCHMARKS[0]}
+    if zero:  # its template asks for answer tags
+        benchmark |= {"suffix": "", "pattern": "answer"}
+    trained_on = {"zero": (), "dev1": ("cold_start",), "dev2": ("cold_start",)}.get(name, ("rejection",))
     return {
         "init": _from(name),
         "mesh": MESH,
-        "source": {"kind": "jsonl", "path": BENCHMARKS[0], "layout": "aime"},
-        "samples": given(64, "R1v2: 64 for AIME and GPQA"),
+        "benchmark": benchmark,
+        "samples": given(64, "R1v2 3: 64 for AIME and GPQA"),
         "prompt": {"template": "r1_zero", "width": 2048} if zero else CHAT,
         "decoding": _decoding(0.6, "R1v1 3", top_p=given(0.95, "R1v1 3")),
-        "rewards": {"pattern": "answer" if zero else BOXED},
+        "contamination": tuple(f"../{step}/samples_kept.jsonl" for step in trained_on),
     }

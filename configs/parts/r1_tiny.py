@@ -100,6 +100,12 @@ def _all_domains(split: str, reasoning: int, helpful: int, harmless: int, seed: 
 
 
 EVALUATION = _all_domains("evaluation", 160, 80, 40, 2)
+# Policy -> the samples that it was fine-tuned on.
+TRAINED_ON = {
+    "dev1": ("cold_start",),
+    "dev2": ("cold_start",),
+    **dict.fromkeys(("dev3", "r1", "distill_qwen", "distill_llama"), ("rejection",)),
+}
 RULES = {
     "reasoning": {"comparison": "math"},
     "helpful": {"comparison": "instruction"},
@@ -277,7 +283,8 @@ def preferences(seed: int) -> dict:
         ),
         "prompt": SHORT_PROMPT,
         "decoding": DECODING,
-        "samples": 6,
+        "samples": 4,
+        "empty_share": 0.1,
     }
 
 
@@ -340,4 +347,5 @@ def evaluate(name: str, pattern: str) -> dict:
         "prompt": SHORT_PROMPT,
         "decoding": DECODING,
         "rewards": {"pattern": pattern, "domains": RULES},
+        "contamination": tuple(f"../{step}/samples_kept.jsonl" for step in TRAINED_ON.get(name, ())),
     }
