@@ -26,9 +26,9 @@ from r1jax.optim import OptimizerConfig
 from r1jax.rollout import PromptConfig
 from r1jax.settings import ConfigError
 from r1jax.sharding import MeshConfig, make_mesh
-from r1jax.stages import reward_model
+from r1jax.stages import reward_model, scalar_model
 from r1jax.stages.interruption import Interrupted
-from r1jax.stages.policy import PolicySource, save_policy
+from r1jax.stages.policy import PolicySource, load_policy, save_policy
 from r1jax.stages.reward_data import Batches, split_by_prompt
 from r1jax.stages.reward_model import RewardModelConfig, reward_gradients
 from r1jax.stages.scalar_model import (
@@ -39,7 +39,6 @@ from r1jax.stages.scalar_model import (
     load_reward_model,
     scored_model,
 )
-from r1jax.stages.state import GradientAccumulator
 from r1jax.weights.policy_folder import read_description, write_description
 
 WORDS = ("red", "blue", "tall", "small", "fast", "slow", "warm", "cold", "new", "old", "wet", "dry", "near", "far")
@@ -48,6 +47,21 @@ GOOD, BAD = "please", "never"
 
 def one_device():
     return make_mesh(MeshConfig(), devices=jax.devices()[:1])
+
+
+def remembered(make):
+    """A constructor that gives the same object for the same arguments; what it makes holds compiled programs only."""
+    made = {}
+
+    def get(first, *rest):
+        if isinstance(first, RewardModelConfig):
+            first = dataclasses.replace(first, checkpoint_every=1)
+        key = repr((first, rest))
+        if key not in made:
+            made[key] = make(first, *rest)
+        return made[key]
+
+    return get
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -64,6 +78,9 @@ def stages_on_one_device(tmp_path_factory):
     compilation_cache.reset_cache()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(reward_model, "make_mesh", partial(make_mesh, devices=jax.devices()[:1]))
+        patch.setattr(reward_model, "Trainer", remembered(reward_model.Trainer))
+        for module in (reward_model, scalar_model):
+            patch.setattr(module, "Scorer", remembered(Scorer))
         yield
     for name, value in before.items():
         jax.config.update(name, value)
@@ -107,7 +124,7 @@ def config(**changes):
         "held_out": 0.2,
         "batch": 12,
         "max_length": 80,
-        "micro_rows": 8,
+        "micro_rows": 12,
         "epochs": 3,
         "score_batch": 8,
         "optimizer": OptimizerConfig(learning_rate=1e-2, weight_decay=0.0),
@@ -144,12 +161,13 @@ def test_a_head_on_a_model_with_experts_and_a_prediction_module():
     assert "moe_layers" in params["policy"]
 
 
-def test_packed_rows_equal_one_response_at_a_time_in_reward_and_gradient():
-    model = small_dense(vocab_size=64)
+def test_packed_rows_equal_one_response_at_a_time_in_reward_and_gradient(folder):
+    policy = load_policy(PolicySource("stage", "dev3"), folder, one_device())
+    model = policy.model
     rng = np.random.default_rng(0)
-    units = [[rng.integers(0, 64, n).tolist() for n in lengths] for lengths in [(5, 9), (9, 5)] * 3]
+    units = [[rng.integers(0, 300, n).tolist() for n in lengths] for lengths in [(5, 9), (9, 5)] * 3]
     mesh = one_device()
-    params = add_head(init_params(model, jax.random.key(1)), model, mesh)
+    params = add_head(policy.params, model, mesh)
     params["score"]["kernel"] = jax.random.normal(jax.random.key(2), (32,))
     transformer = Transformer(scored_model(model))
 
@@ -164,16 +182,15 @@ def test_packed_rows_equal_one_response_at_a_time_in_reward_and_gradient():
     rows = pack_units(units, [1.0] * len(units), row_length=24, rows=3)
     assert rows.tokens.shape == (3, 2, 24)
     assert np.sum(rows.mask) == 6  # two units in a row
-    single = [[alone(params, jnp.array(tokens)) for tokens in unit] for unit in units]
+    single = [[jax.device_get(alone(params, jnp.array(tokens))) for tokens in unit] for unit in units]
     expected = np.array([[reward for reward, _ in unit] for unit in single])
     scores = Scorer(scored_model(model), mesh, 8)(params, [tokens for unit in units for tokens in unit])
     np.testing.assert_allclose(scores.reshape(-1, 2), expected, atol=2e-5)
 
-    gradients = GradientAccumulator(partial(reward_gradients, transformer, "pairwise", 0.0, 0.0))
-    total = None
-    for row in range(3):
-        micro = jax.tree.map(lambda x, r=row: x[r : r + 1], rows)
-        total = gradients(total, params, micro, np.float32(len(units)))
+    gradients = jax.jit(partial(reward_gradients, transformer, "pairwise", 0.0, 0.0))
+    micros = [jax.tree.map(lambda x, r=row: x[r : r + 1], rows) for row in range(3)]
+    parts = [jax.device_get(gradients(params, micro, np.float32(len(units)))) for micro in micros]
+    total = jax.tree.map(lambda *leaves: sum(leaves), *parts)
     ahead = expected[:, 0] - expected[:, 1]
     np.testing.assert_allclose(total.sums["preference_sum"], np.sum(np.logaddexp(0, -ahead)), rtol=1e-5)
     # Of -log sigmoid(a - b) by a: sigmoid(a - b) - 1; the mean over the units.
@@ -289,10 +306,9 @@ def outcome(folder):
     return [leaf.tobytes() for leaf in map(np.asarray, jax.tree.leaves(tree))], json.dumps(rows), summary, files
 
 
-def test_stopped_and_killed_it_ends_as_if_undisturbed(folder, pairwise, monkeypatch):
+def test_stopped_and_killed_it_ends_as_if_undisturbed(folder, pairwise):
     (folder / "stopped").mkdir()
     made = reward_model.Trainer(config(), describe_reward_model(pairwise)[0], one_device())
-    monkeypatch.setattr(reward_model, "Trainer", lambda *args: made)  # compiled once
     stops = [
         (made, "update", 2, True, kill),  # before any checkpoint
         (made, "update", 3, True, terminate),
