@@ -152,7 +152,10 @@ def test_a_missing_verifier_is_an_error_and_a_failing_one_is_heard() -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"comparison": "fuzzy"}, "comparison must be one of .*'exact', 'expressions', 'instruction', 'judge', 'math', 'none'.*"),
+        (
+            {"comparison": "fuzzy"},
+            "comparison must be one of .*'expressions', 'instruction', 'judge', 'math', 'none'.*",
+        ),
         ({"accuracy": math.inf}, "the weight of accuracy must be a finite number, got inf"),
         ({"accuracy": 0.0, "format": 0.0}, "every reward has weight 0"),
         ({"lint": 0.5}, "lint is of programs: it needs the comparison 'code', not 'math'"),

@@ -94,7 +94,7 @@ def test_summary_is_what_follows_the_thought() -> None:
 def test_all_of_a_reply_is_the_answer() -> None:
     """What a program is read from: neither boxes nor tags, and no draft of the thought."""
     reply = PATTERNS["reply"]
-    text = "a draft <answer> 1 </answer> </think> Here it is:\n```python\nprint(2)\n```"  # the prompt opened the thought
+    text = "a draft <answer> 1 </answer> </think> Here it is:\n```python\nprint(2)\n```"
     assert extract_final_answer(reply.tagged(text)) == "Here it is:\n```python\nprint(2)\n```"
     assert reply.parse("<think> so </think> print(2)").well_formed
     assert reply.parse("so </think> print(2)").answer == "print(2)"
