@@ -3,9 +3,9 @@
     python -m r1jax.train --config=configs/distill.py:qwen_1_5b --workdir=runs/qwen_1_5b
 
 ``:qwen_1_5b`` ``:qwen_7b`` ``:qwen_14b`` ``:qwen_32b`` ``:llama_8b`` ``:llama_70b``
-              the paper's six: the released base under its own name beside the command, samples as
-              `data/r1_samples.jsonl` (what a `curate` stage leaves as samples_kept.jsonl; the paper has about 800k),
-              AIME 2024 as `data/aime_2024.jsonl`. They validate with `--check`.
+              the paper's six: the released base in a folder of its own name where the command is given, AIME 2024
+              there as `data/aime_2024.jsonl`, samples in the workdir as `r1_samples.jsonl` (what a `curate` stage
+              leaves as samples_kept.jsonl; the paper has about 800k). They validate with `--check`.
 ``:smollm2``  a CPU and two more packages (README): SmolLM2-135M-Instruct learns from its own right answers to
               reasoning-gym's chain_sum, collected by rejection sampling with worked examples in the prompt, and is
               then asked without them. The teacher is the student itself, so this is no distillation from R1.
@@ -64,7 +64,7 @@ def student(name: str, seed: int) -> dict:
             "overrides": {"dtype": "bfloat16", "remat": "block"},
         },
         "mesh": {"data": 1, "fsdp": -1, "expert": 1, "tensor": 1},
-        "data": ({"path": "data/r1_samples.jsonl"},),
+        "data": ({"path": "../r1_samples.jsonl"},),
         "epochs": given(2.0, "R1v2 B.4.3: two to three"),
         "rows": given(64, "R1v2 B.4.3: batch 64; here packed rows"),
         "micro_rows": 64,

@@ -5,8 +5,8 @@ Methods); all else is r1jax's choice, stated here. Not published among others: o
 warm-up of RL, the length of reasoning RL ("until convergence"), how many cold-start samples ("thousands"), thresholds
 of the filters, samples per prompt of rejection sampling, the start of the reward models' heads.
 
-Inputs: the released folder of DeepSeek-V3-Base, questions and general samples as files under `data/`, an endpoint that
-serves DeepSeek-V3 as writer and judge. Hardware: 64 x 8 H800, 198 hours for R1-Zero and about 80 for R1 (R1v2 B.4.4).
+Inputs: the released folder of DeepSeek-V3-Base and questions under `data/` where the command is given, general samples
+in the workdir as `general_samples.jsonl`, an endpoint that serves DeepSeek-V3 as writer and judge. Hardware: 64 x 8 H800, 198 hours for R1-Zero and about 80 for R1 (R1v2 B.4.4).
 """
 
 from __future__ import annotations
@@ -209,7 +209,7 @@ def rejection(seed: int) -> dict:
             "paragraph": 4000,
             "code_block": given(True, "R1v2 B.3.3"),
         },
-        "general": ({"kind": "samples", "path": "data/general_samples.jsonl"},),
+        "general": ({"kind": "samples", "path": "../general_samples.jsonl"},),
         "proportions": given({"reasoning": 3.0, "general": 1.0}, "R1v2 B.3.3: 600k and 200k"),
         "decontaminate": _decontaminate(),
     }
