@@ -6,7 +6,8 @@ warm-up of RL, the length of reasoning RL ("until convergence"), how many cold-s
 of the filters, samples per prompt of rejection sampling, the start of the reward models' heads.
 
 Inputs: the released folder of DeepSeek-V3-Base and questions under `data/` where the command is given, general samples
-in the workdir as `general_samples.jsonl`, an endpoint that serves DeepSeek-V3 as writer and judge. Hardware: 64 x 8 H800, 198 hours for R1-Zero and about 80 for R1 (R1v2 B.4.4).
+in the workdir as `general_samples.jsonl`, an endpoint that serves DeepSeek-V3 as writer and judge.
+Hardware: 64 x 8 H800, 198 hours for R1-Zero and about 80 for R1 (R1v2 B.4.4).
 """
 
 from __future__ import annotations
