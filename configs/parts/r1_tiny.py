@@ -6,11 +6,14 @@ and "harmless"), both in English and Chinese.
 
 from __future__ import annotations
 
+import json
+import re
 from typing import Any
 
 SHORT_PROMPT = {"template": "short", "width": 32}
 DECODING = {"max_new_tokens": 88, "temperature": 1.0, "chunk": 22, "batch_size": 128}
 ROW_LENGTH = 128  # prompt and response
+STUDENT_ROLLOUTS = 30  # of the student's RL
 
 
 def pipeline(seed: int) -> dict:
@@ -56,6 +59,21 @@ def pipeline(seed: int) -> dict:
         "report": REPORT,
         "steps": tuple(interleaved),
     }
+
+
+def only_for(config: dict, *names: str) -> dict:
+    """A pipeline of the named steps and of all that they read. Its steps are those of the whole one, so that what one
+    of the two has done serves the other; it has no report of its own."""
+    steps = {step["name"]: step for step in config["steps"]}
+    needed: set[str] = set()
+    waiting = list(names)
+    while waiting:
+        name = waiting.pop()
+        if name not in needed:
+            needed.add(name)
+            waiting += re.findall(r'"\.\./([^/"]+)', json.dumps(steps[name]["config"]))
+    kept = tuple(step for step in config["steps"] if step["name"] in needed)
+    return {**{field: value for field, value in config.items() if field != "report"}, "steps": kept}
 
 
 def _step(name: str, stage: str, config: dict) -> dict:
@@ -332,9 +350,9 @@ def all_scenarios(seed: int) -> dict:
     )
 
 
-def student_rl(seed: int) -> dict:
+def student_rl(seed: int, rollouts: int = STUDENT_ROLLOUTS) -> dict:
     """The student trained by RL directly, as R1-Zero was (R1v2 B.4.1, the comparison with Qwen-32B-Zero)."""
-    return _rl(seed, "student_qwen", 30, preset="r1_zero", rewards={"accuracy": 1.0, "format": 0.5})
+    return _rl(seed, "student_qwen", rollouts, preset="r1_zero", rewards={"accuracy": 1.0, "format": 0.5})
 
 
 def evaluate(name: str, pattern: str) -> dict:
