@@ -97,6 +97,16 @@ def test_length_preference_by_hand():
     assert (counter["accuracy_longer_better"], counter["accuracy_longer_worse"]) == (1, 0)
 
 
+def test_units_with_an_empty_response_are_told_apart():
+    lengths = np.array([[3, 4], [5, 0], [0, 2], [6, 6]])
+    rewards = np.array([[1.0, 0.0], [2.0, -1.0], [0.0, 1.0], [0.0, 1.0]])
+    seen, empty = held.split_empty(held.HeldOut(rewards, lengths, np.ones(4, bool), list("abcd")))
+    assert (seen.prompts, empty.prompts) == (["a", "d"], ["b", "c"])
+    assert held.figures_of(seen)["held_out"]["accuracy"] == 0.5
+    assert held.empty_figures(empty) == {"units": 2, "accuracy": 0.5}
+    assert held.empty_figures(held.split_empty(seen)[1]) == {"units": 0, "accuracy": None}
+
+
 def test_figures_and_plots_of_held_out_data(tmp_path):
     rng = np.random.default_rng(4)
     lengths = rng.integers(1, 60, (40, 2))

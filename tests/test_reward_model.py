@@ -401,3 +401,9 @@ def test_what_is_missing_is_named_before_any_work(folder, tmp_path):
             tmp_path / "x",
             {},
         )
+    rows = [{"question": f"number {i}", "chosen": "plain", "rejected": "text"} for i in range(20)]
+    (tmp_path / "plain.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    plain = config(init=PolicySource("stage", str(folder / "dev3")), data=("../plain.jsonl",))
+    with pytest.raises(DataError, match="data: view 'helpfulness' sees nothing of the held-out responses"):
+        reward_model.check(plain, tmp_path / "x", {})
+    reward_model.check(dataclasses.replace(plain, view="safety"), tmp_path / "x", {})

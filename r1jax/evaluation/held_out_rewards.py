@@ -44,11 +44,30 @@ class HeldOut:
         return self.rewards.shape[1] == 2
 
 
+def split_empty(held: HeldOut) -> tuple[HeldOut, HeldOut]:
+    """The units of which something is seen of every response, and the others: a pair against the empty response is
+    easy, and says nothing about length."""
+    empty = (held.lengths == 0).any(axis=1)
+
+    def part(mask: np.ndarray) -> HeldOut:
+        prompts = [prompt for prompt, kept in zip(held.prompts, mask.tolist(), strict=True) if kept]
+        return HeldOut(held.rewards[mask], held.lengths[mask], held.safe[mask], prompts)
+
+    return part(~empty), part(empty)
+
+
 def calibration_of(held: HeldOut) -> Calibration:
     """P(preferred by the judge) of the response that the model prefers, or P(safe), against what is so."""
     if held.pairs:
         return calibrate_pairs(held.rewards[:, 0] - held.rewards[:, 1], held.prompts)
     return calibrate(sigmoid(held.rewards[:, 0]), held.safe, held.prompts)
+
+
+def _ahead(held: HeldOut) -> Floats:
+    """[N] how far each reward is on the right side."""
+    if held.pairs:
+        return held.rewards[:, 0] - held.rewards[:, 1]
+    return np.where(held.safe, 1.0, -1.0) * held.rewards[:, 0]
 
 
 def figures_of(held: HeldOut) -> dict[str, Any]:
@@ -60,12 +79,11 @@ def figures_of(held: HeldOut) -> dict[str, Any]:
     deviation over all responses; `length_bias`; of labelled responses also `auc`, the share of (safe, unsafe) pairs
     with the higher reward on the safe one.
     """
+    ahead = _ahead(held)
     if held.pairs:
-        ahead = held.rewards[:, 0] - held.rewards[:, 1]
         base, extra = 0.5, {}
         bias = length_preference(ahead, held.lengths[:, 0], held.lengths[:, 1], held.prompts)
     else:
-        ahead = np.where(held.safe, 1.0, -1.0) * held.rewards[:, 0]
         base = float(max(np.mean(held.safe), 1 - np.mean(held.safe)))
         extra, bias = {"auc": plain(area_under_curve(held.rewards[:, 0], held.safe))}, {}
     accuracy, error = clustered_mean(credit(ahead), held.prompts)
@@ -81,6 +99,12 @@ def figures_of(held: HeldOut) -> dict[str, Any]:
         "length_bias": length_bias(held.rewards.ravel(), held.lengths.ravel()) | bias,
         "rewards": {"mean": float(np.mean(held.rewards)), "std": float(np.std(held.rewards))},
     }
+
+
+def empty_figures(held: HeldOut) -> dict[str, Any]:
+    """Of units with an empty response (`split_empty`): their number, and the accuracy on them; None without any."""
+    accuracy, _ = clustered_mean(credit(_ahead(held)), held.prompts)
+    return {"units": len(held.prompts), "accuracy": plain(accuracy)}
 
 
 def write_plots(folder: pathlib.Path, held: HeldOut) -> None:

@@ -7,7 +7,8 @@ limit in use (here: the model's context). All parameters are trained; the balanc
 A share of the prompts, chosen by a hash, is held out with all their responses: from them come accuracy, calibration and
 length bias, and the mean and standard deviation by which a pairwise model's rewards are scaled in use.
 
-A response of which the view sees nothing (a thought that never ends) is read as the empty response, as it is in use.
+A response of which the view sees nothing (a thought that never ends) is read as the empty response, as it is in use. It
+is trained on, and has no part in those figures.
 """
 
 from __future__ import annotations
@@ -26,10 +27,11 @@ from jax.sharding import Mesh
 from r1jax.algorithms.preference import pairwise_loss, pointwise_loss
 from r1jax.algorithms.router_bias import expert_load_metrics, is_router_bias
 from r1jax.checkpoint import CheckpointStore
+from r1jax.data.errors import DataError
 from r1jax.data.packing import split_microbatches
 from r1jax.data.scored_rows import ScoredRows, pack_units
 from r1jax.data.tokenizer import Tokenizer
-from r1jax.evaluation.held_out_rewards import HeldOut, figures_of, write_plots
+from r1jax.evaluation.held_out_rewards import HeldOut, empty_figures, figures_of, split_empty, write_plots
 from r1jax.metrics import MetricWriter, Progress, check_finite, elapsed_seconds, read_rows
 from r1jax.model.config import ModelConfig
 from r1jax.model.flops import BACKWARD, training_flops
@@ -129,9 +131,13 @@ def check(config: RewardModelConfig, workdir: pathlib.Path, planned: Planned) ->
     check_divides("score_batch", config.score_batch, mesh)
     if not any(is_planned(path, planned) for path in config.paths(workdir)):
         items = read_data(config.kind, config.paths(workdir))
-        split_by_prompt(items, config.held_out, config.seed)
+        held_out = split_by_prompt(items, config.held_out, config.seed)
         if tokenizer is not None:
-            encode_units(items, VIEWS[config.view], config.reader(tokenizer))
+            units = encode_units(items, VIEWS[config.view], config.reader(tokenizer))
+            if not (units.lengths[held_out] > 0).all(axis=1).any():
+                raise DataError(
+                    f"data: view {config.view!r} sees nothing of the held-out responses; nothing is measured"
+                )
     return scored_model(model)
 
 
@@ -241,7 +247,9 @@ def run(config: RewardModelConfig, workdir: pathlib.Path) -> None:
         state = train(config, workdir, state, (units, training, batches), trainer, writer, store, interruption)
     CheckpointStore(workdir / PARAMETERS, keep=1).save(batches.steps, state.params)
     held = score_held_out(units, np.flatnonzero(held_out), Scorer(model, mesh, config.score_batch), state.params)
+    held, empty = split_empty(held)
     figures = figures_of(held)
+    figures["held_out"]["with_empty"] = empty_figures(empty)
     write_plots(workdir, held)
     write_card(workdir, RewardModelCard(config.kind, config.view, config.prompt, **figures["rewards"]))
     summary = {
