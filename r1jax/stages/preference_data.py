@@ -19,7 +19,7 @@ from r1jax.types import Example, Score, Status
 HELPFUL, HARMLESS = "helpful", "harmless"
 KEPT = "kept"
 # What becomes of two responses to one prompt, in the order in which it is found out.
-PAIR_FATES = ("no_summary", "identical", "lengths", "not_asked", "ungradable", "small_gap", KEPT)
+PAIR_FATES = ("no_summary", "identical", "repeated", "lengths", "not_asked", "ungradable", "small_gap", KEPT)
 LABEL_FATES = ("identical", "ungradable", "safe", "unsafe")
 
 
@@ -105,8 +105,9 @@ def judge_pairs(
 ) -> list[dict[str, Any]]:
     """One record for every two responses to one prompt: its `fate` (of PAIR_FATES), and the row of pairs.jsonl if kept.
 
-    Of the pairs whose final summaries differ and have comparable lengths, at most `per_prompt` of each prompt are
-    judged, drawn at random from the seed and the prompt's id alone. The judge sees the summaries only.
+    Of the pairs whose final summaries differ, are not those of an earlier pair, and have comparable lengths, at most
+    `per_prompt` of each prompt are judged, drawn at random from the seed and the prompt's id alone. The judge sees the
+    summaries only.
     """
     candidates = [c for one in answered for c in _candidates(one, tokens, rules)]
     asked = [c for c in candidates if not c.fate]
@@ -117,7 +118,8 @@ def judge_pairs(
 def _candidates(answered: Answered, tokens: Callable[[str], int], rules: PairRules) -> list[_Candidate]:
     summaries = [helpfulness_input(text) for text in answered.texts]
     lengths = [tokens(summary) if summary else 0 for summary in summaries]
-    found = []
+    found: list[_Candidate] = []
+    seen: set[frozenset[str]] = set()
     for i, j in itertools.combinations(range(len(summaries)), 2):
         pair = (summaries[i] or "", summaries[j] or "")
         shorter, longer = sorted((lengths[i], lengths[j]))
@@ -125,8 +127,11 @@ def _candidates(answered: Answered, tokens: Callable[[str], int], rules: PairRul
             fate = "no_summary"
         elif pair[0] == pair[1]:
             fate = "identical"
+        elif frozenset(pair) in seen:
+            fate = "repeated"
         else:
             fate = "lengths" if longer > rules.max_ratio * shorter else ""
+        seen.add(frozenset(pair))
         found.append(_Candidate(answered, (i, j), pair, (lengths[i], lengths[j]), fate))
     open_ones = [place for place, candidate in enumerate(found) if not candidate.fate]
     random.Random(f"{rules.seed}:{answered.example.id}").shuffle(open_ones)
