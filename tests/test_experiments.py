@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -19,7 +20,7 @@ import rich.console
 
 from r1jax import train
 from r1jax.evaluation import experiment_report, experiments
-from r1jax.evaluation.experiments import Arm, Claim, Curve, Experiment, Metric
+from r1jax.evaluation.experiments import Arm, Claim, Curve, Experiment, Metric, Trend
 from r1jax.evaluation.records import Series
 from r1jax.settings import ConfigError
 from tools import experiment_runs, report, sweep
@@ -95,11 +96,16 @@ def test_fields_that_name_no_step_or_no_arm_are_refused() -> None:
         ({"seeds": ()}, "at least one of each"),
         ({"claims": (Claim("", "", "pass@2", "on", "off"),)}, "'pass@2' is not the label of one of the metrics"),
         ({"claims": (Claim("", "", "pass@1", "on", "of"),)}, "claims: 'of' is not one of the arms"),
+        (
+            {"trends": (Trend("By arm", "", ("pass@1", "length")),)},
+            "trends: 'By arm': ['pass@1', 'length'] must be labels",
+        ),
+        ({"trends": (Trend("By arm", "", ("pass@2",)),)}, "must be labels of metrics, all of one unit; there are ['pa"),
         ({"arms": {"a": Arm(run="b"), "b": Arm(run="a")}, "claims": ()}, "'a' is to be found in 'b', which is no arm"),
     ],
 )
 def test_an_experiment_that_cannot_be_is_refused(fields: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=re.escape(message)):
         experiment(**fields)
 
 
@@ -179,6 +185,54 @@ def test_a_figure_that_a_summary_does_not_have_is_named(tmp_path: pathlib.Path) 
     made = experiment(metrics=(Metric("pass@1", "evaluate/by_group"),))
     with pytest.raises(ConfigError, match="which is no number"):
         experiments.read_results(made, tmp_path)
+
+
+BUDGETS = [{"budget": 8, "pass_at_1": 0.25}, {"budget": 12, "pass_at_1": 0.5}, {"budget": None, "pass_at_1": 0.75}]
+
+
+def test_a_row_of_a_list_is_named_by_a_field(tmp_path: pathlib.Path) -> None:
+    leave(tmp_path / "8" / "seed0" / "evaluate", {"budgets": BUDGETS, "k": 2})
+
+    def values(path: str) -> dict[str, dict[int, float]]:
+        arms = {"8": Arm(), "12": Arm(run="8"), "none": Arm(run="8")}
+        made = experiment(arms=arms, seeds=(0,), metrics=(Metric("pass@1", path),), claims=())
+        return experiments.read_results(made, tmp_path).values["pass@1"]
+
+    assert values("evaluate/budgets/budget={arm}/pass_at_1") == {"8": {0: 0.25}, "12": {0: 0.5}, "none": {0: 0.75}}
+    for path, message in {
+        "evaluate/budgets/budget=16/pass_at_1": "no 'budget=16'; there are budget=12, budget=8, budget=none",
+        "evaluate/budgets/1/pass_at_1": r"no '1'; there are \[",
+        "evaluate/k/k=2": "no 'k=2'; there are 2",
+    }.items():
+        with pytest.raises(ConfigError, match=message):
+            values(path)
+
+
+def test_a_trend_goes_over_the_arms_in_their_order(tmp_path: pathlib.Path) -> None:
+    leave_runs(tmp_path, {"off": [0.1, 0.2, 0.3], "on": [0.4, None, None], "more": []})
+    trend = Trend("By arm", "arm", ("pass@1",))
+    made = experiment(arms={"off": Arm(), "on": Arm(), "more": Arm()}, trends=(trend,))
+    drawn = experiment_report.trend_figure(trend, made, experiments.read_results(made, tmp_path))
+    axes = drawn.axes[0]
+    line, _, (bars,) = axes.containers[0]
+    np.testing.assert_allclose(np.asarray(line.get_ydata(), float), [0.2, 0.4, np.nan])
+    # off: s .1, error .1 / sqrt(3) = .0577; on: one seed, no error.
+    ends = [np.asarray(bar, float)[:, 1] for bar in bars.get_segments()[:2]]
+    np.testing.assert_allclose(ends, [[0.1423, 0.2577], [0.4, 0.4]], rtol=1e-3)
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["off", "on", "more"]
+    experiment_report.write_experiment_report(made, tmp_path)
+    assert (tmp_path / "plots" / "trend0.png").is_file()
+
+
+def test_preference_rewards_of_every_run_are_set_against_rules(tmp_path: pathlib.Path) -> None:
+    leave_runs(tmp_path, {"off": [0.1], "on": [0.2]})
+    rows = [{"step": i, "helpful/helpfulness": i / 10, "other/accuracy": 0.9 - i / 100} for i in range(60)]
+    leave(tmp_path / "on" / "seed0" / "rl", {"stage": "rl"}, rows)
+    made = experiment(seeds=(0,), monitored="rl")
+    page = experiment_report.write_experiment_report(made, tmp_path).path.read_text()
+    assert page.count("<h3>on, seed 0</h3>") == 1
+    assert "helpful/helpfulness rose from" in page
+    assert "<h3>off, seed 0</h3>" not in page, "it logged no preference reward"
 
 
 def test_arms_may_be_steps_of_one_run(tmp_path: pathlib.Path) -> None:

@@ -13,9 +13,22 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
 from r1jax.evaluation import page, plots
-from r1jax.evaluation.experiments import SHARE, Claim, Curve, Experiment, Metric, Results, read_curves, read_results
-from r1jax.evaluation.records import Series
+from r1jax.evaluation.experiments import (
+    SHARE,
+    Claim,
+    Curve,
+    Experiment,
+    Metric,
+    Results,
+    Trend,
+    pairs,
+    read_curves,
+    read_results,
+)
+from r1jax.evaluation.monitor import DROP
+from r1jax.evaluation.records import Series, StageRecord
 from r1jax.evaluation.seeds import OverSeeds, over_seeds, paired_difference
+from r1jax.evaluation.stage_sections import monitors
 
 METHOD = (
     "Mean over seeds ± its standard error, [95 % interval by Student's t over seeds], and each seed's value. A "
@@ -23,8 +36,8 @@ METHOD = (
     "several figures."
 )
 DRAWN = (
-    "Line: mean over the seeds, of which there are as many as the legend says; band: ± one standard error over seeds; "
-    "pale lines: the seeds. Below: dots are seeds, squares their means with the 95 % interval."
+    "Line: mean over the seeds, of which there are as many as the legend says; band or bar: ± one standard error over "
+    "seeds; pale lines: the seeds. Below: dots are seeds, squares their means with the 95 % interval."
 )
 
 
@@ -165,6 +178,30 @@ def curve_figure(curve: Curve, lines: Mapping[str, Mapping[int, Series]]) -> Fig
     return figure
 
 
+def trend_figure(trend: Trend, experiment: Experiment, results: Results) -> Figure:
+    """Means over seeds, with their errors, over the arms."""
+    figure, axes = plots.canvas(plots.WIDE, trend.label, "", legend=True)
+    arms = list(experiment.arms)
+    for label, color in zip(trend.metrics, _colors(trend.metrics), strict=True):
+        found = [over_seeds(list(results.values[label][arm].values())) for arm in arms]
+        errors = [one.error if one.seeds > 1 else 0.0 for one in found]  # one seed has none
+        axes.errorbar(
+            range(len(arms)),
+            [one.mean for one in found],
+            errors,
+            color=color,
+            marker="o",
+            markersize=4,
+            capsize=2,
+            label=label,
+        )
+    axes.set_xticks(range(len(arms)), arms)
+    axes.set_xlabel(trend.quantity)
+    _percent_axis(axes, next(metric.unit for metric in experiment.metrics if metric.label in trend.metrics))
+    plots.add_legend(axes)
+    return figure
+
+
 def common_steps(lines: Sequence[Series]) -> tuple[np.ndarray, np.ndarray]:
     """The steps [n] that all series have, and their values [series, n] there."""
     steps = lines[0].steps
@@ -202,6 +239,7 @@ def write_experiment_report(experiment: Experiment, out: Path, stale: Sequence[s
     claims = [(claim, verdict(experiment, results, claim)) for claim in experiment.claims]
     warnings = [f"missing: {text}" for text in results.absent] + [f"made by another config: {text}" for text in stale]
     figures = {f"curve{i}": curve_figure(c, read_curves(experiment, out, c)) for i, c in enumerate(experiment.curves)}
+    figures |= {f"trend{i}": trend_figure(trend, experiment, results) for i, trend in enumerate(experiment.trends)}
     figures |= {f"metric{i}": metric_figure(m, results.values[m.label]) for i, m in enumerate(experiment.metrics)}
     folder = out / "plots"
     folder.mkdir(parents=True, exist_ok=True)
@@ -209,9 +247,8 @@ def write_experiment_report(experiment: Experiment, out: Path, stale: Sequence[s
     for name, data in drawn.items():
         (folder / f"{name}.png").write_bytes(data)
     path = out / "report.html"
-    path.write_text(
-        page.document(experiment.title, _body(experiment, table, claims, warnings, drawn)), encoding="utf-8"
-    )
+    body = _body(experiment, table, claims, warnings, drawn) + _monitors(experiment, out)
+    path.write_text(page.document(experiment.title, body), encoding="utf-8")
     return Report(path, _markdown(experiment, table, claims, warnings))
 
 
@@ -227,7 +264,7 @@ def _body(
         f"<b>Here: {page.text(found.word)}.</b> {page.text(found.text)}</p>"
         for claim, found in claims
     ]
-    curves = "".join(page.picture(data, name) for name, data in drawn.items() if name.startswith("curve"))
+    curves = "".join(page.picture(data, name) for name, data in drawn.items() if name.startswith(("curve", "trend")))
     dots = "".join(page.picture(data, name) for name, data in drawn.items() if name.startswith("metric"))
     arms = [[page.text(name), f"<code>{page.text(_arm_text(experiment, name))}</code>"] for name in experiment.arms]
     parts = [
@@ -241,6 +278,17 @@ def _body(
         f"<h2>Arms</h2>{page.table(['arm', 'fields that differ'], arms)}",
     ]
     return "\n".join(part for part in parts if part)
+
+
+def _monitors(experiment: Experiment, out: Path) -> str:
+    """Every run's preference rewards beside what rules grade."""
+    if not experiment.monitored:
+        return ""
+    runs = [
+        StageRecord(f"{arm}, seed {seed}", experiment.folder(out, arm, seed) / experiment.monitored.format(arm=arm))
+        for arm, seed in pairs(experiment)
+    ]
+    return monitors(runs, DROP)
 
 
 def _arm_text(experiment: Experiment, name: str) -> str:

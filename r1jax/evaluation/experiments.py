@@ -41,7 +41,9 @@ class Metric:
     """One final figure of a run; {arm} in the path stands for the arm's name."""
 
     label: str
-    path: str  # step, then names in its summary.json: "evaluate_rl/pass_at_1"; "./..." where a run is a single stage
+    # Step, then names in its summary.json: "evaluate_rl/pass_at_1"; "./..." where a run is a single stage. Of a list of
+    # rows one is named by a field: "budgets/budget=12", "none" standing for null.
+    path: str
     unit: str = SHARE
 
     def __post_init__(self) -> None:
@@ -57,6 +59,15 @@ class Curve:
     step: str  # may hold {arm}; "." where a run is a single stage
     metric: str
     unit: str = SHARE
+
+
+@dataclasses.dataclass(frozen=True)
+class Trend:
+    """Metrics over the arms in their order, where these are steps of one quantity."""
+
+    label: str
+    quantity: str  # of the arms, with its unit
+    metrics: tuple[str, ...]  # labels, of one unit
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,6 +99,8 @@ class Experiment:
     metrics: tuple[Metric, ...]
     curves: tuple[Curve, ...] = ()
     claims: tuple[Claim, ...] = ()
+    trends: tuple[Trend, ...] = ()
+    monitored: str = ""  # RL step whose preference rewards are set against rules, run by run; may hold {arm}
 
     def __post_init__(self) -> None:
         labels = [metric.label for metric in self.metrics]
@@ -106,6 +119,14 @@ class Experiment:
             for name in (claim.arm, claim.than):
                 if name not in self.arms:
                     raise ValueError(f"claims: {name!r} is not one of the arms {list(self.arms)}")
+        for trend in self.trends:
+            unknown = [label for label in trend.metrics if label not in labels]
+            units = {metric.unit for metric in self.metrics if metric.label in trend.metrics}
+            if unknown or len(units) != 1:
+                raise ValueError(
+                    f"trends: {trend.label!r}: {list(trend.metrics)} must be labels of metrics, all of one unit; "
+                    f"there are {labels}"
+                )
 
     def get_config(self, argument: str = "") -> ConfigDict:
         """The configuration of one run; the argument is "ARM,seed=N", seed 0 if nothing is said.
@@ -216,13 +237,23 @@ def _figure(folder: Path, figure: str) -> float | None:
     path = folder / step / "summary.json"
     value: Any = read_json(path)
     for name in names:
-        if not isinstance(value, dict) or name not in value:
-            there = ", ".join(sorted(value)) if isinstance(value, dict) else repr(value)
+        items = _items(value, name)
+        if name not in items:
+            there = ", ".join(sorted(items)) or repr(value)
             raise ConfigError(f"metrics: {figure}: {path} has no {name!r}; there are {there}")
-        value = value[name]
+        value = items[name]
     if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))):
         raise ConfigError(f"metrics: {figure}: {path} holds {value!r}, which is no number")
     return None if value is None else float(value)
+
+
+def _items(value: Any, name: str) -> dict[str, Any]:
+    """Name -> item of an object, or of a list's rows by the field that `name` has before its "="."""
+    if isinstance(value, dict):
+        return value
+    field = name.partition("=")[0]
+    rows = [row for row in value if isinstance(row, dict) and field in row] if isinstance(value, list) else []
+    return {f"{field}={'none' if row[field] is None else row[field]}": row for row in rows}
 
 
 def read_curves(experiment: Experiment, out: Path, curve: Curve) -> dict[str, dict[int, Series]]:
