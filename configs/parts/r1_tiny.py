@@ -19,7 +19,7 @@ STUDENT_ROLLOUTS = 30  # of the student's RL
 def pipeline(seed: int) -> dict:
     """All stages, each beside its evaluation."""
     steps = [
-        _step("pretrain", "pretrain", pretrain(seed, "tiny_mla_moe", steps=1000)),
+        _step("pretrain", "pretrain", pretrain(seed, "tiny_mla_moe", steps=1300)),
         _step("zero", "rl", r1_zero(seed)),
         _step("cold_start", "curate", cold_start(seed)),
         _step("dev1", "sft", sft(seed, "pretrain", "cold_start")),
@@ -195,7 +195,7 @@ def pretrain(seed: int, preset: str, steps: int) -> dict:
         "rows": 16,
         "row_length": 160,
         "model": {"preset": preset},
-        "corpus": {"documents": 70_000, "world": 0.2, "seed": seed},
+        "corpus": {"documents": 85_000, "world": 0.18, "seed": seed},
         "tokenizer": {"vocab_size": 832},  # nearly every word of the world is one token
         "optimizer": _cosine(3e-3, 45, steps, final_fraction=0.05, b2=0.98, weight_decay=0.01),
     }
@@ -296,12 +296,13 @@ def preferences(seed: int) -> dict:
         "seed": seed,
         "init": _from("dev3"),
         "source": _mixture(
-            _world("rl", 300, seed + 300, helpful=1.0),
-            _world("rl", 150, seed + 300, harmless=1.0),
+            _world("rl", 600, seed + 300, helpful=1.0),
+            _world("rl", 200, seed + 300, harmless=1.0),
         ),
         "prompt": SHORT_PROMPT,
         "decoding": DECODING,
         "samples": 4,
+        "pairs_per_prompt": 6,
         "empty_share": 0.1,
     }
 
@@ -315,10 +316,10 @@ def reward_model(seed: int, kind: str, view: str, file: str) -> dict:
         "view": view,
         "data": (f"../preferences/{file}",),
         "held_out": 0.2,
-        "epochs": 2,
+        "epochs": 3,
         "batch": 32,
         "max_length": ROW_LENGTH,
-        "micro_rows": 32,
+        "micro_rows": 8,
         "score_batch": 128,
         "prompt": SHORT_PROMPT,
         "optimizer": {"learning_rate": 3e-4, "warmup_steps": 5, "weight_decay": 0.01},
