@@ -163,6 +163,8 @@ def test_a_missing_verifier_is_an_error_and_a_failing_one_is_heard() -> None:
         ({"comparison": "judge"}, "comparison 'judge' and the field judge need each other"),
         ({"repetition_n": 0}, "repetition_n: 0; at least 1"),
         ({"domains": {"code": {"comparison": "cod"}}}, r"domains\.code: comparison must be one of .* got 'cod'"),
+        ({"domains": {"code": {"pattern": "box"}}}, r"domains\.code: pattern: 'box' is not one of .*'reply'"),
+        ({"on_device": True, "domains": {"code": {"pattern": "reply"}}}, "on_device: reads .* not of 'reply'"),
         ({"domains": {"code": {"accuracy": "1"}}}, r"domains\.code: the weight of accuracy must be .* got '1'"),
         ({"domains": {"code": {"weight": 1.0}}}, r"domains\.code: unknown fields \['weight'\]; allowed: \['accuracy'"),
     ],
@@ -248,6 +250,22 @@ def test_every_domain_gets_its_own_mix() -> None:
     assert metrics["helpfulness"] == 0.25
     assert metrics["right/accuracy"] == 1
     assert "harmless/accuracy" not in metrics
+
+
+def test_a_domain_can_have_a_form_of_its_own() -> None:
+    """Nobody puts a program into a box: without a form of their own, programs would all be wrong where answers are."""
+    programs = {"comparison": "exact", "pattern": "reply"}
+    config = RewardConfig(pattern="boxed", domains={"math": {}, "code": programs})
+    number = dataclasses.replace(EXAMPLE, domain="math")
+    program = dataclasses.replace(EXAMPLE, domain="code", answer="print(7)")
+    texts = (f"so </think> it is \\boxed{{{EXAMPLE.answer}}}", "so </think> print(7)", "so </think> \\boxed{print(7)}")
+    with open_grading(config) as grading:
+        batch = grading.begin()
+        for i, (text, example) in enumerate(zip(texts, (number, program, program), strict=True)):
+            batch.add(i, text, [], example)
+        scores = batch.scores()
+    assert [score.parts["accuracy"].value for score in scores] == [1, 1, 0]
+    assert [score.parts["format"].value for score in scores] == [1, 1, 1]
 
 
 def test_models_that_the_weights_ask_for_must_be_there() -> None:

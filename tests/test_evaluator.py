@@ -139,6 +139,14 @@ def test_votes_and_thoughts_of_released_models_are_read_in_their_form() -> None:
     assert (evaluation.format.tolist(), evaluation.readable_summary.tolist()) == ([[1.0] * 3], [[1.0] * 3])
 
 
+def test_a_domain_with_a_form_of_its_own_is_read_in_it() -> None:
+    rewards = RewardConfig(pattern="boxed", domains={"": {}, "words": {"comparison": "exact", "pattern": "reply"}})
+    examples = [ENGLISH, Example("w", "?", "red rice", "words", domain="words")]
+    texts = ["so </think> it is \\boxed{9}", "so </think> red rice"]
+    evaluation = evaluation_of([graded_texts(texts, examples, rewards)], rewards)
+    assert (evaluation.answers, evaluation.correct.tolist()) == ([["9"], ["text:red rice"]], [[True], [True]])
+
+
 def test_general_requests_are_not_compared_and_difficulties_are_named_as_their_source_does() -> None:
     mixed = RewardConfig(domains={"": {}, "helpful": {"comparison": "none", "accuracy": 0.0}})
     examples = [

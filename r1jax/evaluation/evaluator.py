@@ -69,11 +69,11 @@ def evaluation_of(parts: Sequence[GradedRollout], rewards: RewardConfig = USUAL)
         return np.array(values, dtype).reshape(shape)
 
     accuracies = [score.parts.get("accuracy") for score in scores]
-    pattern = PATTERNS[rewards.pattern]
-    shares = [_share(*of, pattern) for of in zip(texts, scores, asked, strict=True)]
+    patterns = [PATTERNS[rewards.mix(example.domain).pattern] for example in asked]
+    shares = [_share(*of) for of in zip(texts, scores, asked, patterns, strict=True)]
     graded = table([a is not None and a.graded for a in accuracies], bool)
     correct = table([a is not None and is_right(a) for a in accuracies], bool)
-    votes = [_vote(text, example, pattern) for text, example in zip(texts, asked, strict=True)]
+    votes = [_vote(*of) for of in zip(texts, asked, patterns, strict=True)]
     answers = [votes[i : i + samples] for i in range(0, len(votes), samples)]
     right = [_right_votes(*row) for row in zip(answers, correct, graded, strict=True)]
     voted = [needs_verifier(e) or rewards.mix(e.domain).comparison in VOTED for e in examples]

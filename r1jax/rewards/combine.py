@@ -88,7 +88,8 @@ class RewardConfig:
     pattern: str = "answer"  # a key of PATTERNS: the form of a completion
     comparison: str = "math"  # a key of COMPARISONS, or "none"
     domains: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
-    """Domain of the examples -> the weights and the comparison that differ there."""
+    """Domain of the examples -> the weights, the comparison and the pattern that differ there: a program, say, is all
+    that follows the thought ("reply"), where other answers stand in a box."""
     on_device: bool = False  # read format, language and exact answers off the tokens, in compiled programs
     grading_seconds: float = 5.0  # "expressions": longest time for one answer; then it has no grade
     grading_workers: int = 2  # "expressions": processes
@@ -105,10 +106,9 @@ class RewardConfig:
             raise ValueError(f"grading_workers: {self.grading_workers}; at least 1")
         if self.repetition_n < 1:
             raise ValueError(f"repetition_n: {self.repetition_n}; at least 1")
-        if self.pattern not in PATTERNS:
-            raise ValueError(f"pattern: {self.pattern!r} is not one of {sorted(PATTERNS)}")
-        if self.on_device and self.pattern != "answer":
-            raise ValueError(f"on_device: reads completions of the pattern 'answer', not of {self.pattern!r}")
+        for mix in self.mixes:
+            if self.on_device and mix.pattern != "answer":
+                raise ValueError(f"on_device: reads completions of the pattern 'answer', not of {mix.pattern!r}")
         needed = {name for mix in self.mixes for name in MODEL_PARTS if name in mix.counted}
         if not set(self.reward_models) <= needed:
             raise ValueError(f"reward_models: {sorted(self.reward_models)}; the weights only need {sorted(needed)}")
@@ -139,11 +139,12 @@ class RewardConfig:
 
     def _make_mix(self, own: Mapping[str, Any]) -> Mix:
         """The common mix with what is `own` to a domain."""
-        unknown = sorted(set(own) - {*WEIGHTS, "comparison"})
+        allowed = {*WEIGHTS, "comparison", "pattern"}
+        unknown = sorted(set(own) - allowed)
         if unknown:
-            raise ValueError(f"unknown fields {unknown}; allowed: {sorted({*WEIGHTS, 'comparison'})}")
+            raise ValueError(f"unknown fields {unknown}; allowed: {sorted(allowed)}")
         weights = {name: own.get(name, getattr(self, name)) for name in WEIGHTS}
-        return Mix(own.get("comparison", self.comparison), weights)
+        return Mix(own.get("comparison", self.comparison), weights, own.get("pattern", self.pattern))
 
 
 # The fields above that are weights.
@@ -152,17 +153,21 @@ WEIGHTS = ("accuracy", "format", "language", "tag_count", "repetition", *CODE_PA
 
 @dataclasses.dataclass(frozen=True)
 class Mix:
-    """How the examples of one domain are rewarded: the comparison, and the weight of every part."""
+    """How the examples of one domain are rewarded: the comparison, the weight of every part, and the form that its
+    completions should have."""
 
     comparison: str
     weights: Mapping[str, float]
+    pattern: str = "answer"  # a key of PATTERNS
 
     def __hash__(self) -> int:
-        return hash((self.comparison, *self.weights.items()))
+        return hash((self.comparison, self.pattern, *self.weights.items()))
 
     def __post_init__(self) -> None:
         if self.comparison not in (*COMPARISONS, NONE):
             raise ValueError(f"comparison must be one of {sorted((*COMPARISONS, NONE))}, got {self.comparison!r}")
+        if self.pattern not in PATTERNS:
+            raise ValueError(f"pattern: {self.pattern!r} is not one of {sorted(PATTERNS)}")
         for name, weight in self.weights.items():
             if isinstance(weight, bool) or not isinstance(weight, int | float) or not math.isfinite(weight):
                 raise ValueError(f"the weight of {name} must be a finite number, got {weight!r}")

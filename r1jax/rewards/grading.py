@@ -94,7 +94,7 @@ class Grading:
             for name in MODEL_PARTS
             if name in mix.counted
         }
-        completion = PATTERNS[self.config.pattern].tagged(completion)
+        completion = PATTERNS[mix.pattern].tagged(completion)
         if needs_verifier(example):
             if self._verify is None:
                 raise ValueError(f"task {example.task!r} is graded by its own verifier, but none was given")
@@ -173,9 +173,9 @@ class Batch:
     def _measured(self) -> list[dict[str, Score]]:
         """The parts that are always measured, of every completion, and exact answers where the device reads them."""
         given = [self._given[index] for index in range(len(self._given))]
-        device = self._grading.device
+        device, mix = self._grading.device, self._grading.config.mix
         if device is None:
-            return [measured_parts(text, example, self._grading.config.pattern) for text, _, example in given]
+            return [measured_parts(text, example, mix(example.domain).pattern) for text, _, example in given]
         parts = device.parts(given)
         exact = [i for i, one in enumerate(given) if self._grading.is_matched_on_device(one[2])]
         for i, score in zip(exact, device.matches([given[i] for i in exact]), strict=True):

@@ -192,9 +192,10 @@ def _entries(config: CurateConfig, parts: Sequence[GradedRollout], source: str) 
             example, length = part.example_of(i), int(part.rollout.response_lengths[i])
             tokens = part.rollout.response_tokens[i, :length].tolist()
             finished = bool(part.rollout.finished[i])
-            candidate = Candidate(example, text, tokens, finished, part.scores[i], config.rewards.pattern)
+            pattern = config.rewards.mix(example.domain).pattern
+            candidate = Candidate(example, text, tokens, finished, part.scores[i], pattern)
             name = f"{example.id}/{i % part.samples}"
-            entries.append(Entry(name, example, text, length, candidate, config.rewards.pattern, source=source))
+            entries.append(Entry(name, example, text, length, candidate, pattern, source=source))
     return entries
 
 
@@ -213,7 +214,10 @@ def _sift(entries: Sequence[Entry], config: CurateConfig, known: EvaluationQuest
 def _rewriter(config: CurateConfig, workdir: pathlib.Path, mesh: Mesh, policy: Policy) -> Iterator[Rewriter]:
     """Who rewrites, with graders of what is written."""
     assert config.rewrite is not None
-    rewards = dataclasses.replace(config.rewards, pattern=config.rewrite.pattern, on_device=False)
+    domains = {name: {k: v for k, v in own.items() if k != "pattern"} for name, own in config.rewards.domains.items()}
+    rewards = dataclasses.replace(  # all that is rewritten has one form
+        config.rewards, pattern=config.rewrite.pattern, domains=domains, on_device=False
+    )
     with contextlib.ExitStack() as stack:
         model = None
         if config.rewrite.model is not None:
