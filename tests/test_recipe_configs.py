@@ -67,6 +67,10 @@ def test_the_published_pipeline_holds_the_papers_numbers() -> None:
         model = steps[name]
         assert (model.batch, model.optimizer.learning_rate, model.epochs, model.max_length) == (256, 6e-6, 1, 8_192)
     assert steps["rejection"].proportions == {"reasoning": 3.0, "general": 1.0}
+    for name in ("dev2", "rejection", "r1"):  # numbers in a box, programs not
+        assert [steps[name].rewards.mix(domain).pattern for domain in ("math", "code")] == ["boxed", "reply"]
+    asked = steps["preferences"]
+    assert asked.prompt.width + asked.decoding.max_new_tokens < steps["safety_model"].max_length, "none is refused"
     assert steps["cold_start"].decontaminate.n == steps["rejection"].decontaminate.n == 10
     for name in ("zero", "dev1", "dev2", "dev3", "r1"):
         decoding = steps[f"evaluate_{name}"].decoding
@@ -124,7 +128,12 @@ def test_the_table_tells_what_the_papers_give() -> None:
     assert found["r1", "decoding.temperature"] == ("0.7", "R1v2 3.2.2")
     assert found["helpful_model", "optimizer.learning_rate"] == ("6e-06", "Nature, Methods")
     assert found["zero", "grpo.clip_high"] == ("0.2", "")  # not published
-    assert found["dev2", "rollouts"][1] == ""  # not published
+    for place in (
+        ("dev2", "rollouts"),
+        ("rejection", "decoding.temperature"),
+        ("cold_start", "decoding.max_new_tokens"),
+    ):
+        assert found[place][1] == ""  # not published
     assert {step for step, _ in found} == set(steps_of("r1", ""))
 
 

@@ -30,7 +30,7 @@ BOXED = given("boxed", "R1v1 2.2.2: the final answer in a box")
 JUDGE = {
     "kind": "endpoint",
     "url": "http://localhost:8000/v1",
-    "model": given("deepseek-v3", "R1v2 2.3, B.3: DeepSeek-V3 writes and judges"),
+    "model": given("deepseek-v3", "R1v1 2.3.3, R1v2 B.3: DeepSeek-V3 writes and judges"),
     "max_new_tokens": 8192,
 }
 CONTEXT = 32_768
@@ -41,6 +41,8 @@ DOMAINS = {
     "stem": {"comparison": "math"},
     "logic": {"comparison": "math"},
 }
+# The same where answers stand in a box: a program is all of what follows the thought.
+BOXED_DOMAINS = {**DOMAINS, "code": {"comparison": "code", "pattern": "reply"}}
 
 
 def pipeline(seed: int) -> dict:
@@ -86,7 +88,7 @@ def _rl(seed: int, init: str, rollouts: Any, source: dict, **more: Any) -> dict:
         "mesh": MESH,
         "source": source,
         "prompt": CHAT,
-        "decoding": _decoding(1.0, "R1v2 3.2.1"),
+        "decoding": _decoding(given(1.0, "R1v2 3.2.1"), given(CONTEXT, "R1v2 3.2.1")),
         "prompts": given(512, "R1v2 3.2.1: 32 questions an update, 16 updates"),
         "group_size": given(16, "R1v2 3.2.1"),
         "minibatches": given(16, "R1v2 3.2.1: 8,192 outputs in 16 mini-batches"),
@@ -107,10 +109,10 @@ def _rl(seed: int, init: str, rollouts: Any, source: dict, **more: Any) -> dict:
     }
 
 
-def _decoding(temperature: float, source: str, **more: Any) -> dict:
+def _decoding(temperature: Any, max_new_tokens: Any = CONTEXT, **more: Any) -> dict:
     return {
-        "max_new_tokens": given(CONTEXT, source),
-        "temperature": given(temperature, source),
+        "max_new_tokens": max_new_tokens,
+        "temperature": temperature,
         "chunk": 2048,
         "batch_size": 8192,
         **more,
@@ -134,7 +136,7 @@ def cold_start(seed: int) -> dict:
         "mesh": MESH,
         "source": _questions("cold_start_prompts"),
         "prompt": {"template": given("r1_zero", "R1v2 B.3.2: answers of R1-Zero"), "width": 2048},
-        "decoding": _decoding(1.0, "R1v2 B.3.2"),
+        "decoding": _decoding(given(1.0, "R1v2 B.3.2")),
         "rewards": {"accuracy": 1.0, "format": 1.0, "domains": DOMAINS},
         "samples": 16,
         "per_prompt": 1,
@@ -183,23 +185,29 @@ def reasoning_rl(seed: int) -> dict:
         "accuracy": given(1.0, "Nature, eq. 4"),
         "format": given(1.0, "Nature, eq. 4: the same weight"),
         "language": given(1.0, "Nature, eq. 7: added directly"),
-        "domains": DOMAINS,
+        "domains": BOXED_DOMAINS,
     }
     return _rl(seed, "dev1", 400, _questions("reasoning_prompts"), rewards=rewards)
 
 
 def rejection(seed: int) -> dict:
-    """600k reasoning samples of the converged policy, joined with 200k general ones (R1v2 B.3.3)."""
+    """600k reasoning samples of the converged policy, joined with 200k general ones (R1v2 B.3.3).
+
+    Its questions are more than those of RL: some of them only a judge can grade (domain "judged").
+    """
     return {
         "seed": seed,
         "init": _from("dev2"),
         "mesh": MESH,
-        "source": _questions("reasoning_prompts"),
+        "source": _questions("rejection_prompts"),
         "prompt": CHAT,
-        "decoding": _decoding(1.0, "R1v2 3.2.1"),
+        "decoding": _decoding(1.0),  # not published
         "rewards": {
             "pattern": BOXED,
-            "domains": {**DOMAINS, "judged": {"comparison": given("judge", "R1v2 B.3.3: V3 judges part of them")}},
+            "domains": {
+                **BOXED_DOMAINS,
+                "judged": {"comparison": given("judge", "R1v2 B.3.3: V3 judges part of them")},
+            },
             "judge": JUDGE,
         },
         "samples": 16,
@@ -224,9 +232,9 @@ def preferences(seed: int) -> dict:
         "mesh": MESH,
         "source": _questions("general_prompts"),
         "prompt": CHAT,
-        "decoding": _decoding(1.0, "R1v2 3.2.1"),
+        "decoding": _decoding(1.0, 6000),  # with its prompt within the 8,192 tokens that a reward model learns from
         "samples": 4,
-        "judge": JUDGE,
+        "judge": {**JUDGE, "temperature": 0.7},  # at 0 two votes in the same order would be one vote
         "times": given(4, "Nature, Methods: asked four times, in random order"),
         "min_gap": given(1.0, "Nature, Methods: kept if the difference exceeds 1"),
     }
@@ -258,7 +266,7 @@ def all_scenarios(seed: int) -> dict:
         "dev3",
         given(106, "R1v2 3.2.2: 1,700 updates, in whole rollouts of 16"),
         _questions("reasoning_prompts"),
-        decoding=_decoding(0.7, "R1v2 3.2.2"),
+        decoding=_decoding(given(0.7, "R1v2 3.2.2"), given(CONTEXT, "R1v2 3.2: kept")),
         late={
             "from_rollout": given(81, "R1v2 3.2.2: the last 400 updates"),
             "source": _questions("all_prompts"),
@@ -270,7 +278,7 @@ def all_scenarios(seed: int) -> dict:
             "language": given(1.0, "Nature, eq. 8: for reasoning and other data"),
             "reward_models": {"helpfulness": "../helpful_model", "safety": "../safety_model"},
             "domains": {
-                **DOMAINS,
+                **BOXED_DOMAINS,
                 "helpful": {"comparison": "none", "accuracy": 0.0, "helpfulness": given(1.0, "Nature, eq. 9-10")},
                 "harmless": {"comparison": "none", "accuracy": 0.0, "safety": given(1.0, "Nature, eq. 9-10")},
             },
@@ -279,7 +287,7 @@ def all_scenarios(seed: int) -> dict:
 
 
 def evaluate(name: str) -> dict:
-    """AIME 2024 by the paper's protocol (R1v2, section 3.1)."""
+    """AIME 2024 by the paper's protocol (R1v1, section 3)."""
     zero = name == "zero"
     benchmark = {"name": given("aime", "R1v1 Table 4"), "path": BENCHMARKS[0]}
     if zero:  # its template asks for answer tags
@@ -289,8 +297,8 @@ def evaluate(name: str) -> dict:
         "init": _from(name),
         "mesh": MESH,
         "benchmark": benchmark,
-        "samples": given(64, "R1v2 3: 64 for AIME and GPQA"),
+        "samples": given(64, "R1v2 4: 64 for AIME and GPQA"),
         "prompt": {"template": "r1_zero", "width": 2048} if zero else CHAT,
-        "decoding": _decoding(0.6, "R1v1 3", top_p=given(0.95, "R1v1 3")),
+        "decoding": _decoding(given(0.6, "R1v1 3"), given(CONTEXT, "R1v1 3"), top_p=given(0.95, "R1v1 3")),
         "contamination": tuple(f"../{step}/samples_kept.jsonl" for step in trained_on),
     }
