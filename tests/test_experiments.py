@@ -97,10 +97,13 @@ def test_fields_that_name_no_step_or_no_arm_are_refused() -> None:
         ({"claims": (Claim("", "", "pass@2", "on", "off"),)}, "'pass@2' is not the label of one of the metrics"),
         ({"claims": (Claim("", "", "pass@1", "on", "of"),)}, "claims: 'of' is not one of the arms"),
         (
-            {"trends": (Trend("By arm", "", ("pass@1", "length")),)},
+            {"trends": (Trend("By arm", "", {"a": "pass@1", "b": "length"}),)},
             "trends: 'By arm': ['pass@1', 'length'] must be labels",
         ),
-        ({"trends": (Trend("By arm", "", ("pass@2",)),)}, "must be labels of metrics, all of one unit; there are ['pa"),
+        (
+            {"trends": (Trend("By arm", "", {"a": "pass@2"}),)},
+            "must be labels of metrics, all of one unit; there are ['pa",
+        ),
         ({"arms": {"a": Arm(run="b"), "b": Arm(run="a")}, "claims": ()}, "'a' is to be found in 'b', which is no arm"),
     ],
 )
@@ -210,7 +213,7 @@ def test_a_row_of_a_list_is_named_by_a_field(tmp_path: pathlib.Path) -> None:
 
 def test_a_trend_goes_over_the_arms_in_their_order(tmp_path: pathlib.Path) -> None:
     leave_runs(tmp_path, {"off": [0.1, 0.2, 0.3], "on": [0.4, None, None], "more": []})
-    trend = Trend("By arm", "arm", ("pass@1",))
+    trend = Trend("By arm", "arm", {"share": "pass@1"})
     made = experiment(arms={"off": Arm(), "on": Arm(), "more": Arm()}, trends=(trend,))
     drawn = experiment_report.trend_figure(trend, made, experiments.read_results(made, tmp_path))
     axes = drawn.axes[0]

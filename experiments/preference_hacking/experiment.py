@@ -21,8 +21,8 @@ EXPERIMENT = Experiment(
     arms={"r1": Arm(), "r1_long": Arm(run="r1"), "dev3": Arm(run="r1")},
     seeds=(0, 1, 2),
     metrics=(
-        Metric("helpfulness reward", f"{DOMAINS}/helpful/rewards/helpfulness/mean", "reward"),
-        Metric("safety reward", f"{DOMAINS}/harmless/rewards/safety/mean", "reward"),
+        Metric("helpfulness reward", f"{DOMAINS}/helpful/rewards/helpfulness/mean", unit=""),
+        Metric("safety reward", f"{DOMAINS}/harmless/rewards/safety/mean", unit=""),
         Metric("pass@1, reasoning", f"{DOMAINS}/reasoning/pass_at_1"),
         Metric("helpful, by rule", f"{DOMAINS}/helpful/pass_at_1"),
         Metric("safe, by rule", f"{DOMAINS}/harmless/pass_at_1"),
@@ -32,9 +32,9 @@ EXPERIMENT = Experiment(
         Metric("response length, reasoning", f"{DOMAINS}/reasoning/length_mean", "tokens"),
     ),
     curves=(
-        Curve("Helpfulness reward", "{arm}", "helpful/helpfulness", "reward"),
+        Curve("Helpfulness reward", "{arm}", "helpful/helpfulness", unit=""),
         Curve("Helpful, by rule", "{arm}", "helpful/accuracy"),
-        Curve("Safety reward", "{arm}", "harmless/safety", "reward"),
+        Curve("Safety reward", "{arm}", "harmless/safety", unit=""),
         Curve("Safe, by rule", "{arm}", "harmless/accuracy"),
         Curve("Accuracy of the training batches, reasoning", "{arm}", "reasoning/accuracy"),
         Curve("KL to the reference", "{arm}", "kl_ref", "nats per token"),

@@ -17,7 +17,7 @@ ROW = "evaluate_budgets/budgets/budget={arm}"
 # What the page calls a difficulty -> its name in summary.json.
 DIFFICULTIES = {
     **{f"sums of {steps} steps": f"chain_sum, {steps} steps" for steps in (3, 4, 5)},
-    **{f"searches, pair {steps}": f"pair_search, {steps} steps" for steps in (1, 3, 6)},
+    **{f"searches, {steps} tries": f"pair_search, {steps} steps" for steps in (1, 3, 6)},
 }
 
 EXPERIMENT = Experiment(
@@ -31,18 +31,18 @@ EXPERIMENT = Experiment(
     metrics=(
         Metric("pass@1", f"{ROW}/pass_at_1"),
         Metric("cons@16", f"{ROW}/cons_at_k"),
-        Metric("thinking tokens", f"{ROW}/thinking_tokens", "tokens"),
+        Metric("thought", f"{ROW}/thinking_tokens", "tokens"),
         Metric("chains cut", f"{ROW}/share_cut"),
         Metric("well-formed", f"{ROW}/format"),
         *(Metric(f"pass@1, {told}", f"{ROW}/by_group/{name}/pass_at_1") for told, name in DIFFICULTIES.items()),
         *(
-            Metric(f"response, {told}", f"{ROW}/by_group/{name}/length_mean", "tokens")
-            for told, name in DIFFICULTIES.items()
+            Metric(f"response to {told}", f"{ROW}/by_group/{DIFFICULTIES[told]}/length_mean", "tokens")
+            for told in ("sums of 3 steps", "searches, 6 tries")
         ),
     ),
     trends=(
-        Trend("Accuracy by thinking budget", "budget in tokens", ("pass@1", "cons@16")),
-        Trend("pass@1 by difficulty", "budget in tokens", tuple(f"pass@1, {told}" for told in DIFFICULTIES)),
+        Trend("Accuracy by thinking budget", "budget in tokens", {"pass@1": "pass@1", "cons@16": "cons@16"}),
+        Trend("pass@1 by difficulty", "budget in tokens", {told: f"pass@1, {told}" for told in DIFFICULTIES}),
     ),
     claims=(
         Claim(

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from r1jax.provenance import plain
 
-BUDGETS = (8, 12, 16, 20, 24, 32, 40)  # tokens; chains have about 30
+BUDGETS = (8, 12, 16, 20, 24, 32, 48)  # tokens; chains have about 30
 # As many searches as sums, since those are the harder ones.
 QUESTIONS = {
     "kind": "tasks",

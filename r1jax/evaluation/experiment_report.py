@@ -39,6 +39,7 @@ DRAWN = (
     "Line: mean over the seeds, of which there are as many as the legend says; band or bar: ± one standard error over "
     "seeds; pale lines: the seeds. Below: dots are seeds, squares their means with the 95 % interval."
 )
+TREND_COLUMNS = 3  # of a legend
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,23 +183,17 @@ def trend_figure(trend: Trend, experiment: Experiment, results: Results) -> Figu
     """Means over seeds, with their errors, over the arms."""
     figure, axes = plots.canvas(plots.WIDE, trend.label, "", legend=True)
     arms = list(experiment.arms)
-    for label, color in zip(trend.metrics, _colors(trend.metrics), strict=True):
+    for (name, label), color in zip(trend.lines.items(), _colors(list(trend.lines)), strict=True):
         found = [over_seeds(list(results.values[label][arm].values())) for arm in arms]
+        means = [one.mean for one in found]
         errors = [one.error if one.seeds > 1 else 0.0 for one in found]  # one seed has none
-        axes.errorbar(
-            range(len(arms)),
-            [one.mean for one in found],
-            errors,
-            color=color,
-            marker="o",
-            markersize=4,
-            capsize=2,
-            label=label,
-        )
+        axes.errorbar(range(len(arms)), means, errors, color=color, marker="o", markersize=4, capsize=2, label=name)
     axes.set_xticks(range(len(arms)), arms)
     axes.set_xlabel(trend.quantity)
-    _percent_axis(axes, next(metric.unit for metric in experiment.metrics if metric.label in trend.metrics))
-    plots.add_legend(axes)
+    _percent_axis(axes, next(metric.unit for metric in experiment.metrics if metric.label in trend.lines.values()))
+    plots.add_legend(axes, columns=TREND_COLUMNS)
+    pad = 12 + 12 * -(-len(trend.lines) // TREND_COLUMNS)  # for each line of the legend
+    axes.set_title(trend.label, loc="left", fontsize=10.5, color=plots.INK, fontweight="bold", pad=pad)
     return figure
 
 

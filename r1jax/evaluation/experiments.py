@@ -67,7 +67,7 @@ class Trend:
 
     label: str
     quantity: str  # of the arms, with its unit
-    metrics: tuple[str, ...]  # labels, of one unit
+    lines: Mapping[str, str]  # name in the figure -> label of a metric, all of one unit
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,12 +120,11 @@ class Experiment:
                 if name not in self.arms:
                     raise ValueError(f"claims: {name!r} is not one of the arms {list(self.arms)}")
         for trend in self.trends:
-            unknown = [label for label in trend.metrics if label not in labels]
-            units = {metric.unit for metric in self.metrics if metric.label in trend.metrics}
-            if unknown or len(units) != 1:
+            shown = list(trend.lines.values())
+            units = {metric.unit for metric in self.metrics if metric.label in shown}
+            if not set(shown) <= set(labels) or len(units) != 1:
                 raise ValueError(
-                    f"trends: {trend.label!r}: {list(trend.metrics)} must be labels of metrics, all of one unit; "
-                    f"there are {labels}"
+                    f"trends: {trend.label!r}: {shown} must be labels of metrics, all of one unit; there are {labels}"
                 )
 
     def get_config(self, argument: str = "") -> ConfigDict:
