@@ -19,7 +19,7 @@ STUDENT_ROLLOUTS = 30  # of the student's RL
 def pipeline(seed: int) -> dict:
     """All stages, each beside its evaluation."""
     steps = [
-        _step("pretrain", "pretrain", pretrain(seed, "tiny_mla_moe", steps=1300)),
+        _step("pretrain", "pretrain", pretrain(seed, "tiny_mla_moe", steps=1400)),
         _step("zero", "rl", r1_zero(seed)),
         _step("cold_start", "curate", cold_start(seed)),
         _step("dev1", "sft", sft(seed, "pretrain", "cold_start")),
@@ -187,7 +187,7 @@ REPORT = {
 # Stages ---------------------------------------------------------------------------------------------------------------
 
 
-def pretrain(seed: int, preset: str, steps: int) -> dict:
+def pretrain(seed: int, preset: str, steps: int, documents: int = 90_000) -> dict:
     """A base model from nothing, on a corpus of mixed quality."""
     return {
         "seed": seed,
@@ -195,8 +195,9 @@ def pretrain(seed: int, preset: str, steps: int) -> dict:
         "rows": 16,
         "row_length": 160,
         "model": {"preset": preset},
-        "corpus": {"documents": 85_000, "world": 0.18, "seed": seed},
-        "tokenizer": {"vocab_size": 832},  # nearly every word of the world is one token
+        "corpus": {"documents": documents, "world": 0.18, "seed": seed},
+        # Nearly every word of the world is one token, and so is every word of the summaries that come later.
+        "tokenizer": {"vocab_size": 832, "words": ("answer", "result", "this", "makes", "答案", "结果", "这")},
         "optimizer": _cosine(3e-3, 45, steps, final_fraction=0.05, b2=0.98, weight_decay=0.01),
     }
 
@@ -223,7 +224,7 @@ def _rl(seed: int, init: str, rollouts: int, **more: Any) -> dict:
 
 def r1_zero(seed: int) -> dict:
     """Pure RL on the base (R1v2 2.1)."""
-    return _rl(seed, "pretrain", 40, preset="r1_zero", rewards={"accuracy": 1.0, "format": 0.5})
+    return _rl(seed, "pretrain", 50, preset="r1_zero", rewards={"accuracy": 1.0, "format": 0.5})
 
 
 def cold_start(seed: int) -> dict:
@@ -266,7 +267,7 @@ def reasoning_rl(seed: int) -> dict:
     return _rl(
         seed,
         "dev1",
-        40,
+        50,
         preset="r1",
         rewards={"pattern": "summary", "accuracy": 1.0, "format": 0.5, "language": 1.0},
     )

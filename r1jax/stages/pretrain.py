@@ -43,6 +43,12 @@ class TokenizerConfig:
 
     vocab_size: int = 640
     sentences: int = 20_000  # documents of the corpus it learns from
+    words: tuple[str, ...] = ()  # that are one token each wherever a blank stands before them, in the corpus or not
+
+    def __post_init__(self) -> None:
+        for word in self.words:
+            if not word or word != "".join(word.split()):
+                raise ValueError(f"words: {word!r} is not one word")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,7 +139,8 @@ def corpus_tokenizer(config: PretrainConfig, documents: Sequence[Document], work
         return SentencePieceTokenizer(path)
     texts = [document.text for document in documents[: config.tokenizer.sentences]]
     partial = path.with_name(path.name + ".partial")
-    train_sentencepiece(texts, partial, config.tokenizer.vocab_size, TAG_TOKENS, split_digits=False)
+    words = tuple(f" {word}" for word in config.tokenizer.words)
+    train_sentencepiece(texts, partial, config.tokenizer.vocab_size, (*TAG_TOKENS, *words), split_digits=False)
     partial.replace(path)
     return SentencePieceTokenizer(path)
 
