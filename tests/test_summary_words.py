@@ -16,7 +16,7 @@ TINY = runpy.run_path(str(pathlib.Path(__file__).parents[1] / "configs" / "parts
 
 
 def test_every_word_of_a_summary_is_one_token(tmp_path: pathlib.Path) -> None:
-    fields = TINY["pretrain"](0, "tiny_mla_moe", steps=10, documents=6000)
+    fields = TINY["pretrain"](0, "tiny_mla_moe", steps=100, documents=6000)
     config = from_config(PretrainConfig, fields)
     tokenizer = corpus_tokenizer(config, list(write_corpus(config.corpus)), tmp_path)
     for phrases in PHRASES.values():
