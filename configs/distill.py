@@ -5,7 +5,9 @@
 ``:qwen_1_5b`` ``:qwen_7b`` ``:qwen_14b`` ``:qwen_32b`` ``:llama_8b`` ``:llama_70b``
               the paper's six: the released base in a folder of its own name where the command is given, AIME 2024
               there as `data/aime_2024.jsonl`, samples in the workdir as `r1_samples.jsonl` (what a `curate` stage
-              leaves as samples_kept.jsonl; the paper has about 800k). They validate with `--check`.
+              leaves as samples_kept.jsonl; the paper has about 800k). They validate with `--check`. The base's folder
+              needs the tokenizer files of the distilled model of its size: the chat's markers are no tokens of the
+              base's own (the paper: configs and tokenizers were "slightly" changed).
 ``:smollm2``  a CPU and two more packages (README): SmolLM2-135M-Instruct learns from its own right answers to
               reasoning-gym's chain_sum, collected by rejection sampling with worked examples in the prompt, and is
               then asked without them. The teacher is the student itself, so this is no distillation from R1.
@@ -69,6 +71,7 @@ def student(name: str, seed: int) -> dict:
         "rows": given(64, "R1v2 B.4.3: batch 64; here packed rows"),
         "micro_rows": 64,
         "row_length": given(CONTEXT, "R1v2 B.4.3"),
+        "too_long": "drop",  # a response of all 32,768 tokens does not fit with its prompt; they are counted
         "prompt": chat,
         "optimizer": {
             "learning_rate": given(learning_rate, "R1v2 Table 6"),

@@ -60,7 +60,7 @@ def test_the_published_pipeline_holds_the_papers_numbers() -> None:
         assert (sft.init.kind, sft.init.path) == ("huggingface", "DeepSeek-V3-Base")  # both from the base
         assert (optimizer.learning_rate, optimizer.schedule) == (5e-5, "cosine")
         assert optimizer.learning_rate * optimizer.final_fraction == pytest.approx(5e-6)
-        assert (sft.row_length, sft.rows) == (32_768, 128)
+        assert (sft.row_length, sft.rows, sft.too_long) == (32_768, 128, "drop")  # RL's longest fit without prompts
         assert 2 <= sft.epochs <= 3
     assert (steps["preferences"].times, steps["preferences"].min_gap) == (4, 1.0)
     for name in ("helpful_model", "safety_model"):
@@ -100,7 +100,7 @@ def test_the_students_learning_rates_are_the_papers(size: str, rate: float) -> N
     sft = steps_of("distill", size)["distill"]
     optimizer = sft.optimizer_config(100)
     assert (optimizer.learning_rate, optimizer.schedule, optimizer.final_fraction) == (rate, "cosine", 0.1)
-    assert (sft.rows, sft.row_length) == (64, 32_768)
+    assert (sft.rows, sft.row_length, sft.too_long) == (64, 32_768, "drop")
     assert 2 <= sft.epochs <= 3
 
 

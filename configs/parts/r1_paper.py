@@ -7,6 +7,8 @@ of the filters, samples per prompt of rejection sampling, the start of the rewar
 
 Inputs: the released folder of DeepSeek-V3-Base and questions under `data/` where the command is given, general samples
 in the workdir as `general_samples.jsonl`, an endpoint that serves DeepSeek-V3 as writer and judge.
+The base's folder needs the tokenizer files of the released R1: DeepSeek-V3's have placeholders where <think> and
+</think> are, and the chat format wants each of them as one token.
 Hardware: 64 x 8 H800, 198 hours for R1-Zero and about 80 for R1 (R1v2 B.4.4).
 """
 
@@ -169,6 +171,7 @@ def sft(seed: int, data: str) -> dict:
         "rows": given(128, "R1v2 B.4.2: batch 128; here packed rows"),
         "micro_rows": 128,
         "row_length": given(CONTEXT, "R1v2 B.4.2"),
+        "too_long": "drop",  # a response of all 32,768 tokens does not fit with its prompt; they are counted
         "prompt": CHAT,
         "optimizer": {
             "learning_rate": given(5e-5, "R1v2 B.4.2"),
