@@ -58,13 +58,18 @@ def rule_accuracies(rows: Sequence[Row]) -> dict[str, Series]:
 
     Where a batch has a single domain, its rows log no domain: their accuracy is taken for reasoning's.
     """
-    domains = sorted({name for row in rows for name in row if name.endswith("/accuracy") and "eval/" not in name})
+    domains = sorted({name for row in rows for name in row if name.endswith("/accuracy") and not _is_count(name)})
     single = [row for row in rows if not any(name in row for name in domains)]
     found = {REASONING: series(single + _renamed(rows, OTHER), "accuracy")}
     if REASONING in domains:
         found[REASONING] = series(single + _renamed(rows, REASONING), "accuracy")
     found |= {name: series(rows, name) for name in domains if name not in (REASONING, OTHER)}
     return {name: line for name, line in found.items() if line is not None}
+
+
+def _is_count(name: str) -> bool:
+    """Whether `.../accuracy` is not of a domain: a count of answers (`rewards.combine.summarize`), or an evaluation."""
+    return name.split("/")[0] in ("right", "wrong", "ungradable", "timed_out", "eval")
 
 
 def _renamed(rows: Sequence[Row], name: str) -> list[Row]:

@@ -102,9 +102,16 @@ def _reasoning_rows(columns: Sequence[Column]) -> list[list[str]]:
         _line("Response length <small>tokens</small>", own, _length),
         *_shares(own, {"truncation_rate": "Cut by the length limit"}),
     ]
+    return rows + _group_rows(columns, voted=True)
+
+
+def _group_rows(columns: Sequence[Column], voted: bool) -> list[list[str]]:
+    """pass@1 of every difficulty or kind; `voted`: of those whose answers are compared (that have a cons@k), or not."""
+    rows = []
     for name in _names(columns, "by_group"):
         of_it = _within(columns, "by_group", name)
-        if any(column.figures.get("pass_at_1") is not None for column in of_it):
+        measured = [column.figures for column in of_it if column.figures.get("pass_at_1") is not None]
+        if measured and voted == any(figures.get("cons_at_k") is not None for figures in measured):
             rows.append(_line(f"<small>pass@1:</small> {page.text(name)}", of_it, sections.share))
     return rows
 
@@ -123,7 +130,8 @@ def _domain_rows(columns: Sequence[Column]) -> list[list[str]]:
             if any(reward in (column.figures.get("rewards") or {}) for column in of_it)
         ]
         rows.append(_line("Response length <small>tokens</small>", of_it, _length))
-    return rows
+    kinds = _group_rows(columns, voted=False)
+    return rows + ([["Other requests, by kind"], *kinds] if kinds else [])
 
 
 def _paper_rows(columns: Sequence[Column]) -> list[list[str]]:
