@@ -1,6 +1,6 @@
 """Bad input through the entry: what the user reads, that it comes before any long work, and that nothing is lost.
 
-`python -m pytest tests/test_bad_input.py -s` prints every message as the command line shows it.
+`python -m pytest -n 0 -s tests/test_bad_input.py` prints every message as the command line shows it.
 """
 
 from __future__ import annotations
