@@ -1,4 +1,4 @@
-"""The whole R1 recipe at a size that two CPU cores train in three quarters of an hour; see `configs/r1.py`.
+"""The whole R1 recipe at a size that two CPU cores can train; see `configs/r1.py`.
 
 Questions: the arithmetic of `data.tasks` (domain "reasoning") and the made-up world of `data.world` (domains "helpful"
 and "harmless"), both in English and Chinese.

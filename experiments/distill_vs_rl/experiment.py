@@ -44,7 +44,7 @@ EXPERIMENT = Experiment(
     claims=(
         Claim(
             "Distilling a larger model gives better results than large-scale RL on the smaller one.",
-            f"{PAPER}; here at equal operations of training",
+            f"{PAPER}; here at about equal operations of training (the table has both)",
             "pass@1",
             "distill_qwen",
             "rl_qwen",

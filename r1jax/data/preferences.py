@@ -10,11 +10,10 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from collections.abc import Mapping
+from typing import Any
 
-from r1jax.data.errors import DataError
-from r1jax.data.sources import jsonl_rows
+from r1jax.data.samples import read_items
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,9 +36,6 @@ class Labelled:
     safe: bool
 
 
-Item = TypeVar("Item", Pair, Labelled)
-
-
 def read_pairs(path: str | pathlib.Path) -> list[Pair]:
     """The pairs of a file.
 
@@ -57,7 +53,7 @@ def read_pairs(path: str | pathlib.Path) -> list[Pair]:
             raise ValueError("rejected: is the same text as chosen")
         return Pair(_id(row, default_id), **texts)
 
-    return _read(pathlib.Path(path), pair)
+    return read_items(pathlib.Path(path), pair)
 
 
 def read_labels(path: str | pathlib.Path) -> list[Labelled]:
@@ -71,29 +67,7 @@ def read_labels(path: str | pathlib.Path) -> list[Labelled]:
             raise ValueError(f"safe: {row.get('safe')!r}; true or false")
         return Labelled(_id(row, default_id), **texts, safe=row["safe"])
 
-    return _read(pathlib.Path(path), labelled)
-
-
-def _read(path: pathlib.Path, item: Callable[[Mapping[str, Any], str], Item]) -> list[Item]:
-    items: list[Item] = []
-    seen: dict[str, str] = {}
-    try:
-        for number, (where, row) in enumerate(jsonl_rows(path), start=1):
-            if not isinstance(row, dict):
-                raise DataError(f"{where}: a row must be an object with named columns, this is {type(row).__name__}")
-            try:
-                found = item(row, f"{path.stem}:{number}")
-            except ValueError as error:
-                raise DataError(f"{where}: {error}") from error
-            if found.id in seen:
-                raise DataError(f"{where}: id: {found.id!r} was used before, at {seen[found.id]}")
-            seen[found.id] = where
-            items.append(found)
-    except OSError as error:
-        raise DataError(f"{path}: {error.strerror}") from error
-    if not items:
-        raise DataError(f"{path}: no rows")
-    return items
+    return read_items(pathlib.Path(path), labelled)
 
 
 def _text(row: Mapping[str, Any], column: str) -> str:

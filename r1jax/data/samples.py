@@ -9,8 +9,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import pathlib
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol, TypeVar
 
 from r1jax.data.chat import Message
 from r1jax.data.errors import DataError
@@ -58,24 +58,46 @@ def read_samples(path: str | pathlib.Path) -> list[Sample]:
       DataError: naming file, line and field: no JSON object, a field that is unknown, missing, blank or of another
         type, an id used twice; or the file, if it is not there or has no rows.
     """
-    path = pathlib.Path(path)
-    samples: list[Sample] = []
+    return read_items(pathlib.Path(path), lambda row, _: _sample(row))
+
+
+class Identified(Protocol):
+    """What a row of such a file becomes."""
+
+    @property
+    def id(self) -> str:
+        """No two rows have the same."""
+
+
+Item = TypeVar("Item", bound=Identified)
+
+
+def read_items(path: pathlib.Path, make: Callable[[Mapping[str, Any], str], Item]) -> list[Item]:
+    """One item a row of a JSON-lines file; `make` gets the row, and an id for one that has none.
+
+    Raises:
+      DataError: naming file and line: no JSON object, what `make` raises as a ValueError, an id used twice; or the
+        file, if it is not there or has no rows.
+    """
+    items: list[Item] = []
     seen: dict[str, str] = {}
     try:
-        for where, row in jsonl_rows(path):
+        for number, (where, row) in enumerate(jsonl_rows(path), start=1):
+            if not isinstance(row, dict):
+                raise DataError(f"{where}: a row must be an object with named fields, this is {type(row).__name__}")
             try:
-                sample = _sample(row)
+                item = make(row, f"{path.stem}:{number}")
             except ValueError as error:
                 raise DataError(f"{where}: {error}") from error
-            if sample.id in seen:
-                raise DataError(f"{where}: id: {sample.id!r} was used before, at {seen[sample.id]}")
-            seen[sample.id] = where
-            samples.append(sample)
+            if item.id in seen:
+                raise DataError(f"{where}: id: {item.id!r} was used before, at {seen[item.id]}")
+            seen[item.id] = where
+            items.append(item)
     except OSError as error:
         raise DataError(f"{path}: {error.strerror}") from error
-    if not samples:
+    if not items:
         raise DataError(f"{path}: no rows")
-    return samples
+    return items
 
 
 def write_samples(path: str | pathlib.Path, samples: Sequence[Sample]) -> None:
@@ -93,10 +115,8 @@ def _row(sample: Sample) -> dict[str, Any]:
     return {name: value for name, value in dataclasses.asdict(sample).items() if name not in unused}
 
 
-def _sample(row: Any) -> Sample:
+def _sample(row: Mapping[str, Any]) -> Sample:
     fields = [field.name for field in dataclasses.fields(Sample)]
-    if not isinstance(row, dict):
-        raise ValueError(f"a row must be an object with named fields, this is {type(row).__name__}")
     for name, value in row.items():
         if name not in fields:
             raise ValueError(f"{name}: unknown field; allowed: {', '.join(fields)}")
