@@ -12,8 +12,8 @@ import numpy as np
 from flax.core import meta
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-MESH_AXES = ("data", "fsdp", "expert", "tensor")
-BATCH_AXES = ("data", "fsdp", "expert")  # every device of these axes has its own rows of the batch
+MESH_AXES = ("slice", "data", "fsdp", "expert", "sequence", "tensor")  # slowest network first
+BATCH_AXES = ("slice", "data", "fsdp", "expert")  # every device of these axes has its own rows of the batch
 
 MeshAxes = str | tuple[str, ...] | None
 
@@ -33,7 +33,8 @@ LOGICAL_AXES: tuple[tuple[str, MeshAxes], ...] = (
     ("layers", None),
     # activations
     ("batch", BATCH_AXES),
-    ("length", None),
+    ("length", "sequence"),
+    ("kv_length", None),  # keys and values: whole on every device of the sequence axis, whose queries see them all
     ("act_embed", None),
     ("act_heads", "tensor"),
     ("act_kv_heads", "tensor"),
@@ -48,12 +49,14 @@ LOGICAL_AXES: tuple[tuple[str, MeshAxes], ...] = (
 class MeshConfig:
     """Devices along each mesh axis. One of `data` and `fsdp` may be -1: the devices that are left."""
 
+    slice: int = 1
     data: int = -1
     fsdp: int = 1
     expert: int = 1
+    sequence: int = 1
     tensor: int = 1
 
-    def sizes(self, num_devices: int) -> tuple[int, int, int, int]:
+    def sizes(self, num_devices: int) -> tuple[int, ...]:
         """Axis sizes in the order of MESH_AXES for `num_devices` devices. ValueError if they do not multiply up."""
         sizes = {axis: getattr(self, axis) for axis in MESH_AXES}
         free = [axis for axis, size in sizes.items() if size == -1]
@@ -108,12 +111,12 @@ def batch_shards(mesh: Mesh) -> int:
 
 
 def batch_sharding(mesh: Mesh, ndim: int) -> NamedSharding:
-    """Leading axis over data, fsdp and expert; the other axes whole."""
+    """Leading axis over the batch axes; the other axes whole."""
     return logical_sharding(mesh, ("batch",) + (None,) * (ndim - 1)) if ndim else logical_sharding(mesh, ())
 
 
 def shard_batch(mesh: Mesh, tree: Any) -> Any:
-    """Places the leaves of a host batch on the mesh, rows split over data, fsdp and expert (scalars replicated).
+    """Places the leaves of a host batch on the mesh, rows split over the batch axes (scalars replicated).
 
     With several processes each passes its own rows. Raises ValueError, naming the sizes, if the rows do not divide.
     """

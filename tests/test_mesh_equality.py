@@ -123,7 +123,7 @@ def relative_difference(ours: Any, theirs: Any) -> float:
 
 
 def on_mesh(cfg: ModelConfig, sizes: tuple[int, ...], params: Params) -> tuple[Mesh, Params, PackedBatch]:
-    mesh = make_mesh(MeshConfig(*sizes))
+    mesh = make_mesh(MeshConfig(**dict(zip(("data", "fsdp", "expert", "tensor"), sizes, strict=True))))
     placed = jax.device_put(params, param_shardings(mesh, abstract_params(cfg)))
     return mesh, placed, shard_batch(mesh, packed_rows())
 

@@ -343,7 +343,8 @@ def test_packing_and_splitting_leave_the_balance_loss_and_its_gradient_alone() -
 def test_experts_on_a_mesh_equal_one_device(sizes: tuple[int, ...], tokens: int) -> None:
     """Output and every gradient; 13 tokens do not divide into the batch shards."""
     rng = np.random.default_rng(9)
-    mesh = make_mesh(MeshConfig(*sizes), jax.devices()[: int(np.prod(sizes))])
+    named = dict(zip(("data", "fsdp", "expert", "tensor"), sizes, strict=True))
+    mesh = make_mesh(MeshConfig(**named), jax.devices()[: int(np.prod(sizes))])
     shapes = [(8, 16, 8), (8, 16, 8), (8, 8, 16)]
     weights = tuple(jnp.asarray(0.2 * rng.normal(size=shape), jnp.float32) for shape in shapes)
     x = jnp.asarray(rng.normal(size=(tokens, 16)), jnp.float32)

@@ -19,22 +19,22 @@ from r1jax.sharding import (
     shard_batch,
 )
 
-BATCH = ("data", "fsdp", "expert")
+BATCH = ("slice", "data", "fsdp", "expert")
 
 
 def test_mesh_has_the_axes_of_the_config_and_is_auto() -> None:
     mesh = make_mesh(MeshConfig(data=2, fsdp=1, expert=2, tensor=2))
     assert mesh.axis_names == MESH_AXES
-    assert dict(mesh.shape) == {"data": 2, "fsdp": 1, "expert": 2, "tensor": 2}
+    assert dict(mesh.shape) == {"slice": 1, "data": 2, "fsdp": 1, "expert": 2, "sequence": 1, "tensor": 2}
     assert set(mesh.axis_types) == {AxisType.Auto}
 
 
 @pytest.mark.parametrize(
     ("config", "sizes"),
     [
-        (MeshConfig(data=-1), (8, 1, 1, 1)),
-        (MeshConfig(data=2, fsdp=-1, expert=2), (2, 2, 2, 1)),
-        (MeshConfig(data=-1, fsdp=8), (1, 8, 1, 1)),
+        (MeshConfig(data=-1), (1, 8, 1, 1, 1, 1)),
+        (MeshConfig(data=2, fsdp=-1, expert=2), (1, 2, 2, 2, 1, 1)),
+        (MeshConfig(data=-1, fsdp=8), (1, 1, 8, 1, 1, 1)),
     ],
 )
 def test_minus_one_takes_the_devices_that_are_left(config: MeshConfig, sizes: tuple[int, ...]) -> None:

@@ -172,7 +172,7 @@ def _expert_shard(
     What devices share is marked as varying between them, so that its gradient is summed over them here.
     """
     weights = tuple(
-        jax.lax.pcast(jax.lax.all_gather(w, "fsdp", axis=spec.index("fsdp"), tiled=True), "data", to="varying")
+        jax.lax.pcast(jax.lax.all_gather(w, "fsdp", axis=spec.index("fsdp"), tiled=True), ("slice", "data"), to="varying")
         for w, spec in zip((gate, up, down), EXPERT_SPECS, strict=True)
     )
     x, experts, gates = (
