@@ -40,7 +40,7 @@ class Block(nn.Module):
         attention: Any = MLA if isinstance(self.cfg.attention, MLAConfig) else GQA
         normed = RMSNorm(self.cfg, self.cfg.norm_eps, name="attn_norm")(x)
         with jax.named_scope("attention"):
-            y, entries = attention(self.cfg, name="attn")(normed, context, cache)
+            y, entries = attention(self.cfg, self.mesh, name="attn")(normed, context, cache)
         x = x + y
         normed = RMSNorm(self.cfg, self.cfg.norm_eps, name="ffn_norm")(x)
         aux: MoEAux | None = None

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import flax.linen as nn
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from r1jax.model.cache import GQACache, after
 from r1jax.model.config import GQAConfig, ModelConfig
 from r1jax.model.layers import Linear, RMSNorm, causal_attention, masked_softmax
 from r1jax.model.outputs import Context
 from r1jax.model.rope import apply_rope
+from r1jax.sharding import constrain
 from r1jax.types import Array
 
 
@@ -17,6 +19,7 @@ class GQA(nn.Module):
     """x [B, T, D] -> (y [B, T, D], cache entries of the T tokens)."""
 
     cfg: ModelConfig
+    mesh: Mesh | None = None
 
     @nn.compact
     def __call__(self, x: Array, context: Context, cache: GQACache | None) -> tuple[Array, GQACache]:
@@ -37,6 +40,8 @@ class GQA(nn.Module):
         k = apply_rope(k, context.rotation, self.cfg.rope.interleaved)
         scale = att.head_dim**-0.5
         if context.slots is None:
+            q = constrain(q, self.mesh, ("batch", "length", "act_heads", "act_head_dim"))
+            k, v = (constrain(y, self.mesh, ("batch", "kv_length", "act_kv_heads", "act_head_dim")) for y in (k, v))
             out = causal_attention(q, k, v, context.segment_ids, context.parent_ids, scale)
         else:
             assert cache is not None

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import flax.linen as nn
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from r1jax.model.cache import MLACache, after
 from r1jax.model.config import MLAConfig, ModelConfig
 from r1jax.model.layers import Linear, RMSNorm, causal_attention, masked_softmax, normal_init, parameter
 from r1jax.model.outputs import Context
 from r1jax.model.rope import apply_rope, mla_softmax_scale
+from r1jax.sharding import constrain
 from r1jax.types import Array
 
 LATENT_NORM_EPS = 1e-6  # of q_a_norm and kv_a_norm, whatever norm_eps says, as in the transformers library
@@ -36,6 +38,7 @@ class MLA(nn.Module):
     """x [B, T, D] -> (y [B, T, D], cache entries of the T tokens)."""
 
     cfg: ModelConfig
+    mesh: Mesh | None = None
 
     @nn.compact
     def __call__(self, x: Array, context: Context, cache: MLACache | None) -> tuple[Array, MLACache]:
@@ -52,6 +55,9 @@ class MLA(nn.Module):
         up = LatentUp(self.cfg, (att.kv_lora_rank, att.num_heads, att.qk_nope_head_dim + att.v_head_dim), name="kv_b")()
         scale = mla_softmax_scale(att.qk_nope_head_dim + att.qk_rope_head_dim, self.cfg.rope)
         if context.slots is None:
+            queries, latent = ("batch", "length", "act_heads", "act_head_dim"), ("batch", "kv_length", "act_latent")
+            q_nope, q_pe = (constrain(q, self.mesh, queries) for q in (q_nope, q_pe))
+            c_kv, k_pe = (constrain(y, self.mesh, latent) for y in (c_kv, k_pe))
             out = expanded_attention(q_nope, q_pe, c_kv, k_pe, up, context, scale)
         else:
             assert cache is not None
