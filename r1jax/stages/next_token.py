@@ -154,13 +154,13 @@ class Trainer:
         schedule = learning_rate_schedule(training.optimizer)
         module, balance = Transformer(training.trained_part(model), mesh), training.balance
         gradients = partial(next_token_gradients, module, training.mtp_weight, balance.sequence_loss)
-        self._accumulate = GradientAccumulator(gradients)
+        self.accumulate = GradientAccumulator(gradients)
 
         def apply(state: TrainState, total: Accumulated) -> tuple[TrainState, dict[str, Array]]:
             new, metrics = apply_gradients(state, total, self.optimizer, balance.router_bias_rate, training.is_frozen)
             return new, metrics | batch_metrics(total) | {"learning_rate": schedule(state.step)}
 
-        self._apply = jax.jit(apply, donate_argnums=0)
+        self.apply = jax.jit(apply, donate_argnums=0)
 
     def update(self, state: TrainState, batch: PackedBatch) -> tuple[TrainState, dict[str, Array]]:
         """One optimiser update on a host batch [rows, row_length]; the metrics stay on the device."""
@@ -168,9 +168,9 @@ class Trainer:
         totals = np.array([np.sum(batch.loss_mask), max(sequences, 1)], np.float32)
         total = None
         for micro in split_microbatches(batch, self.rows_at_once):
-            total = self._accumulate(total, state.params, shard_batch(self.mesh, micro), totals)
+            total = self.accumulate(total, state.params, shard_batch(self.mesh, micro), totals)
         assert total is not None
-        return self._apply(state, total)
+        return self.apply(state, total)
 
 
 Measure = Callable[[int, TrainState], Mapping[str, float]]

@@ -177,22 +177,22 @@ class Trainer:
         self.config, self.model, self.mesh = config, model, mesh
         self.optimizer = make_optimizer(config.optimizer, freeze=is_frozen)
         gradients = partial(reward_gradients, Transformer(model, mesh), config.kind, config.margin, config.smoothing)
-        self._accumulate = GradientAccumulator(gradients)
+        self.accumulate = GradientAccumulator(gradients)
         schedule = learning_rate_schedule(config.optimizer)
 
         def apply(state: TrainState, total: Accumulated) -> tuple[TrainState, dict[str, Array]]:
             new, metrics = apply_gradients(state, total, self.optimizer, 0.0, is_frozen)
             return new, metrics | batch_metrics(total) | {"learning_rate": schedule(state.step)}
 
-        self._apply = jax.jit(apply, donate_argnums=0)
+        self.apply = jax.jit(apply, donate_argnums=0)
 
     def update(self, state: TrainState, rows: ScoredRows) -> tuple[TrainState, dict[str, Array]]:
         """One optimiser update on host rows; the metrics stay on the device."""
         total, units = None, np.float32(np.sum(rows.mask))
         for micro in split_microbatches(rows, self.config.micro_rows):
-            total = self._accumulate(total, state.params, shard_batch(self.mesh, micro), units)
+            total = self.accumulate(total, state.params, shard_batch(self.mesh, micro), units)
         assert total is not None
-        return self._apply(state, total)
+        return self.apply(state, total)
 
     def abstract(self) -> Any:
         """Shapes and shardings of the state: what a checkpoint is restored into."""

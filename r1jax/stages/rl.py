@@ -147,10 +147,10 @@ class Trainer:
         self.optimizer = make_optimizer(config.optimizer, freeze=is_frozen)
         self.sequences = config.prompts * config.group_size // config.minibatches
         module, temperature = Transformer(model, mesh), config.decoding.temperature
-        self._accumulate = GradientAccumulator(
+        self.accumulate = GradientAccumulator(
             partial(policy_gradients, module, config.grpo_config, temperature, self.sequences, config.sequence_loss)
         )
-        self._score = jax.jit(partial(score_tokens, module, temperature))
+        self.score_rows = jax.jit(partial(score_tokens, module, temperature))
         schedule = learning_rate_schedule(config.optimizer)
 
         def apply(state: TrainState, total: Accumulated) -> tuple[TrainState, dict[str, Array]]:
@@ -158,12 +158,12 @@ class Trainer:
             means = finalize_metrics(total.sums | total.maxima)
             return new, means | metrics | expert_load_metrics(total.load) | {"learning_rate": schedule(state.step)}
 
-        self._apply = jax.jit(apply, donate_argnums=0)
+        self.apply = jax.jit(apply, donate_argnums=0)
 
     def score(self, params: Params, packed: PackedBatch) -> tuple[np.ndarray, np.ndarray]:
         """Trainer log-probs [R, T] and experts [R, T, M, A] of packed rows, micro-batch by micro-batch."""
         parts = [
-            jax.device_get(self._score(params, shard_batch(self.mesh, micro)))
+            jax.device_get(self.score_rows(params, shard_batch(self.mesh, micro)))
             for micro in split_microbatches(packed, self.config.micro_rows)
         ]
         return np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts])
@@ -173,9 +173,9 @@ class Trainer:
         sequences = np.float32(self.sequences)
         total = None
         for micro in split_microbatches(batch, self.config.micro_rows):
-            total = self._accumulate(total, state.params, shard_batch(self.mesh, micro), sequences)
+            total = self.accumulate(total, state.params, shard_batch(self.mesh, micro), sequences)
         assert total is not None
-        return self._apply(state, total)
+        return self.apply(state, total)
 
 
 def run(config: RLConfig, workdir: pathlib.Path) -> None:

@@ -105,12 +105,12 @@ class GradientAccumulator:
     """Adds up the gradients of micro-batches: the first call makes the sums, later ones add to them in place."""
 
     def __init__(self, gradients: Callable[..., Accumulated]) -> None:
-        self._first = jax.jit(gradients)
-        self._add = jax.jit(lambda so_far, *args: add_accumulated(so_far, gradients(*args)), donate_argnums=0)
+        self.first = jax.jit(gradients)
+        self.add = jax.jit(lambda so_far, *args: add_accumulated(so_far, gradients(*args)), donate_argnums=0)
 
     def __call__(self, so_far: Accumulated | None, *args: Any) -> Accumulated:
         """`so_far` (None at first) with the gradients of one more micro-batch."""
-        return self._first(*args) if so_far is None else self._add(so_far, *args)
+        return self.first(*args) if so_far is None else self.add(so_far, *args)
 
 
 def apply_gradients(
