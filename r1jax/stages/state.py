@@ -56,7 +56,11 @@ def forward(model: Transformer, params: Params, packed: PackedBatch) -> Output:
 
 def abstract_state(model: ModelConfig, optimizer: optax.GradientTransformation, mesh: Mesh) -> Any:
     """Shapes and shardings of a TrainState: what a checkpoint is restored into."""
-    params = placed_abstract_params(model, mesh)
+    return abstract_state_of(placed_abstract_params(model, mesh), optimizer, mesh)
+
+
+def abstract_state_of(params: Params, optimizer: optax.GradientTransformation, mesh: Mesh) -> Any:
+    """The same around parameters that are shapes with shardings."""
     shapes: Any = TrainState
     return shapes(
         params=params,
