@@ -271,12 +271,13 @@ def test_a_batch_that_the_mesh_cannot_split_is_refused_first(
 ) -> None:
     monkeypatch.setattr(rl, "make_mesh", make_mesh)
     shown = refused(pipeline(r1_zero={"mesh": {"data": 4, "expert": 2}}), tmp_path / "run", ConfigError)
-    assert "micro_rows: 4 rows cannot be split into 8 equal parts (mesh: data = 4, fsdp = 1, expert = 2)" in shown
+    sizes = "slice = 1 x data = 4 x fsdp = 1 x expert = 2"
+    assert f"micro_rows: 4 does not divide into 8 equal parts (mesh: {sizes}); nearest that do: micro_rows = 8" in shown
 
 
 def test_a_batch_that_does_not_hold_whole_groups_is_refused_first(tmp_path: pathlib.Path, no_long_work: None) -> None:
     shown = refused(pipeline(r1_zero={"group_size": 3, "minibatches": 1}), tmp_path / "run", ConfigError)
-    assert "decoding.batch_size: 16 rows cannot be split into 1 equal parts of whole groups of 3" in shown
+    assert "decoding.batch_size: 16 does not divide into 1 equal parts of whole groups of 3" in shown
 
 
 def test_a_mesh_of_another_number_of_devices_is_refused_first(
@@ -284,9 +285,8 @@ def test_a_mesh_of_another_number_of_devices_is_refused_first(
 ) -> None:
     monkeypatch.setattr(rl, "make_mesh", make_mesh)
     shown = refused(pipeline(r1_zero={"mesh": {"data": 3}}), tmp_path / "run", ConfigError)
-    assert (
-        "steps[r1_zero].config: mesh axes {'data': 3, 'fsdp': 1, 'expert': 1, 'tensor': 1} do not multiply up" in shown
-    )
+    sizes = "{'slice': 1, 'data': 3, 'fsdp': 1, 'sequence': 1, 'expert': 1, 'tensor': 1}"
+    assert f"steps[r1_zero].config: mesh axes {sizes} do not multiply up" in shown
 
 
 def test_a_prompt_that_is_too_long_is_named_once_the_tokenizer_is_there(

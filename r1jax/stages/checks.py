@@ -16,10 +16,11 @@ from r1jax.data.errors import DataError
 from r1jax.data.sources import AUTO, ExampleSource, SourceConfig, make_source
 from r1jax.data.tokenizer import Tokenizer
 from r1jax.model.config import ModelConfig
+from r1jax.model.mesh_check import check_mesh, model_size
 from r1jax.rewards.languages.language import detect_language
 from r1jax.rollout import DecodingConfig, PromptConfig, encode_prompts
 from r1jax.settings import ConfigError
-from r1jax.sharding import BATCH_AXES, batch_shards
+from r1jax.sharding import MeshConfig, axes_of, choose_mesh, decoding_mesh, indivisible
 from r1jax.stages.policy import PolicySource, describe_source
 from r1jax.types import Example
 
@@ -92,6 +93,11 @@ def check_trainable(model: ModelConfig) -> None:
         )
 
 
+def mesh_sizes(config: MeshConfig, model: ModelConfig) -> MeshConfig:
+    """The configuration of a stage's mesh, chosen for its model where it says `auto`."""
+    return choose_mesh(config, model_size(model)) if config.auto else config
+
+
 def check_asking(
     prompt: PromptConfig,
     decoding: DecodingConfig,
@@ -101,7 +107,7 @@ def check_asking(
     sources: Mapping[str, Sequence[Example]],
     group_size: int,
 ) -> None:
-    """That every prompt and its longest response fit the model's context, and a batch the mesh.
+    """That every prompt and its longest response fit the model's context, and a batch and the model the mesh.
 
     Raises:
       ConfigError: naming the fields and their values.
@@ -113,7 +119,8 @@ def check_asking(
             f"prompt.width + decoding.max_new_tokens: {prompt.width} + {decoding.max_new_tokens} = {longest} exceeds "
             f"the model's context, max_positions = {model.max_positions}"
         )
-    check_divides("decoding.batch_size", decoding.batch_size, mesh, group_size)
+    check_mesh(model, mesh)
+    check_divides("decoding.batch_size", decoding.batch_size, decoding_mesh(mesh), group_size)
     if tokenizer is None:
         return
     for field, examples in sources.items():
@@ -124,9 +131,10 @@ def check_asking(
 
 
 def check_divides(field: str, rows: int, mesh: Mesh, group_size: int = 1) -> None:
-    """That rows can be split over the devices, in whole groups. Raises ConfigError naming the field and the mesh."""
-    parts = batch_shards(mesh)
-    if rows % (parts * group_size):
-        axes = ", ".join(f"{axis} = {mesh.shape[axis]}" for axis in BATCH_AXES)
-        whole = f" of whole groups of {group_size}" if group_size > 1 else ""
-        raise ConfigError(f"{field}: {rows} rows cannot be split into {parts} equal parts{whole} (mesh: {axes})")
+    """That rows can be split over the devices, in whole groups.
+
+    Raises ConfigError with the field, its value, the mesh axes and the nearest numbers of rows that can.
+    """
+    problem = indivisible(field, rows, axes_of("batch"), mesh.shape, group_size)
+    if problem:
+        raise ConfigError(problem)
