@@ -24,6 +24,7 @@ import rich.console
 import rich.progress
 import tensorboardX
 
+from r1jax.processes import is_writer
 from r1jax.workdir import WorkdirError
 
 TIME = "time"  # the one key of a row that may differ between two runs of the same work
@@ -120,7 +121,7 @@ class MetricWriter:
         self.workdir.mkdir(parents=True, exist_ok=True)
         self._metrics = RowFile(self.workdir / "metrics.jsonl")
         self._samples = RowFile(self.workdir / "samples.jsonl")
-        self._enabled = jax.process_index() == 0
+        self._enabled = is_writer()
         self._tensorboard_wanted = tensorboard and self._enabled
         self._tensorboard: tensorboardX.SummaryWriter | None = None
         self._wandb = _start_wandb(wandb_project, self.workdir) if wandb_project and self._enabled else None
@@ -210,7 +211,7 @@ class Progress:
         """`total` steps of which `start` are done already, e.g. before a resume."""
         self._description, self._total, self._start = description, total, start
         self._console = console or rich.console.Console(stderr=True)
-        self._enabled = jax.process_index() == 0
+        self._enabled = is_writer()
         self._line_seconds, self._clock = line_seconds, clock
         self._began = clock()
         self._last_line = -math.inf

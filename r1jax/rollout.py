@@ -25,6 +25,7 @@ from r1jax.data.errors import DataError
 from r1jax.data.templates import TEMPLATES, render_prompt
 from r1jax.data.tokenizer import HuggingFaceTokenizer, SentencePieceTokenizer, Tokenizer
 from r1jax.model.config import ModelConfig
+from r1jax.processes import by_writer, gather_dicts, own_part
 from r1jax.rewards.combine import Scores, summarize
 from r1jax.rewards.grading import Batch, Grading
 from r1jax.rewards.languages.language import reflection_count
@@ -198,7 +199,8 @@ class Completer:
     ) -> tuple[Rollout, tuple[str, ...]]:
         """`samples` completions of each example, and their texts. Completion i draws with fold_in(key, i).
 
-        What is complete goes to `batch` at once, to be graded while the rest is drawn.
+        What is complete goes to `batch` at once, to be graded while the rest is drawn; of several processes, to that
+        of the one on whose devices it was drawn.
         """
         prompts = encode_prompts(examples, self.tokenizer, self.prompt)
         tokens, lengths = left_pad([p for p in prompts for _ in range(samples)], self.prompt.width)
@@ -214,13 +216,13 @@ class Completer:
                     batch.add(i, texts[i], response, examples[i // samples])
 
         rollout = self.sampler.sample(params, tokens, lengths, keys, limit, finished)
-        return rollout, tuple(texts[i] for i in range(len(texts)))
+        return rollout, tuple(gather_dicts(texts).values())
 
 
 def grade(rollout: Rollout, texts: Sequence[str], examples: Sequence[Example], grading: Grading) -> GradedRollout:
     """Scores completions that are there already."""
     samples, batch = len(texts) // len(examples), grading.begin()
-    for i, text in enumerate(texts):
+    for i, text in own_part(texts):
         response = rollout.response_tokens[i, : rollout.response_lengths[i]].tolist()
         batch.add(i, text, response, examples[i // samples])
     return GradedRollout(rollout, tuple(examples), tuple(texts), batch.scores())
@@ -320,6 +322,7 @@ def load_graded(path: pathlib.Path) -> tuple[GradedRollout, dict[str, Any]]:
     return graded, text["extra"]
 
 
+@by_writer
 def save_arrays(path: pathlib.Path, arrays: dict[str, np.ndarray], text: dict[str, Any]) -> None:
     """An .npz file with arrays and a JSON object, written beside its place, synced and renamed."""
     path.parent.mkdir(parents=True, exist_ok=True)

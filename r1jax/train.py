@@ -9,15 +9,17 @@ import errno
 import pathlib
 import signal
 import sys
+import traceback
 import types
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import rich.console
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
+from r1jax import processes
 from r1jax.checkpoint import CheckpointError
 from r1jax.data.errors import DataError
 from r1jax.evaluation.report import write_report
@@ -56,6 +58,19 @@ CHECK = flags.DEFINE_bool(
     "check", False, "Only check: the configuration and, with --workdir, what it needs. Runs nothing."
 )
 DEBUG = flags.DEFINE_bool("debug", False, "Show the whole traceback of an error.")
+DISTRIBUTED = flags.DEFINE_enum(
+    "distributed",
+    "auto",
+    ["auto", "on", "off"],
+    "Several processes, as Cloud TPU, Kubernetes, Slurm or Open MPI tells; auto: where the environment names several.",
+)
+COORDINATOR = flags.DEFINE_string("coordinator", "", "HOST:PORT of process 0, where the environment does not tell.")
+PROCESS_ID = flags.DEFINE_integer("process_id", None, "Number of this process, with --coordinator.")
+NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Number of all processes, with --coordinator.")
+LOCAL_DEVICES = flags.DEFINE_integer("local_devices", None, "Devices of this process; on the CPU as many are made.")
+PEER_SECONDS = flags.DEFINE_float(
+    "peer_seconds", 60.0, "A process that gives no sign of life for so long is dead, and the others end."
+)
 
 
 def read_config(config: ConfigDict) -> tuple[str, Any]:
@@ -82,6 +97,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
     chosen = STAGES[stage]
     if stage not in pipeline.SINGLE_STAGES:
         chosen.check(typed, workdir, {})
+        processes.wait_for_all("checked")  # what they look at is moved next
         chosen.run(typed, workdir)
         return
     plain = {"stage": stage, **to_plain(typed)}
@@ -89,8 +105,9 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
         open_workdir(workdir, plain)  # of another config? said first
     if not (workdir / "summary.json").exists():
         chosen.check(typed, workdir, {})  # what is refused leaves no folder that would then refuse the mended config
+    processes.wait_for_all("checked")
     chosen.run(typed, open_workdir(workdir, plain))
-    write_report(workdir, title=stage)
+    processes.from_writer(lambda: write_report(workdir, title=stage))
 
 
 def describe(error: Exception) -> str:
@@ -132,6 +149,26 @@ def parse_flags(arguments: Sequence[str]) -> list[str]:
     return rest
 
 
+def launch_of_flags() -> processes.Launch:
+    """How this process finds the others. ProcessesError naming a flag that is wrong."""
+    return processes.Launch(
+        DISTRIBUTED.value,
+        COORDINATOR.value,
+        PROCESS_ID.value,
+        NUM_PROCESSES.value,
+        LOCAL_DEVICES.value,
+        PEER_SECONDS.value,
+    )
+
+
+def leave_for(error: Exception) -> NoReturn:
+    """Ends this one of several processes because of an error: another one's end, if that is behind it, or its own."""
+    processes.await_verdict(error)
+    if DEBUG.value or not isinstance(error, USER_ERRORS):
+        traceback.print_exception(error)
+    processes.leave(describe(error), 1)
+
+
 def main(argv: Sequence[str]) -> None:
     """Parses the command line, runs, and says in one line what went wrong where it is the user's to mend."""
     # Orbax tells of every file it opens, and logs with three tracebacks what it raises as well (a full disk).
@@ -148,20 +185,27 @@ def main(argv: Sequence[str]) -> None:
     if jax.config.values["jax_compilation_cache_dir"] is None:
         jax.config.update("jax_compilation_cache_dir", str(cache))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-    for number in SIGNALS:
-        signal.signal(number, _terminate)  # outside of the stages' loops, which save first
     try:
+        processes.start(launch_of_flags())
+        for number in SIGNALS:
+            signal.signal(number, _terminate)  # outside of the stages' loops, which save first
         workdir = None if WORKDIR.value is None else pathlib.Path(WORKDIR.value)
         if CHECK.value:
-            console.print(check(CONFIG.value, workdir), style="green", highlight=False)
+            said = check(CONFIG.value, workdir)
+            console.print(said, style="green", highlight=False)
         else:
             assert workdir is not None
             run(CONFIG.value, workdir)
+        processes.finish()
     except Interrupted as stop:
+        if processes.are_several():
+            processes.leave(str(stop), 143)
         console.print(str(stop), style="yellow", highlight=False, soft_wrap=True)
         sys.exit(143)
-    except USER_ERRORS as error:
-        if DEBUG.value:
+    except Exception as error:
+        if processes.are_several():
+            leave_for(error)
+        if DEBUG.value or not isinstance(error, USER_ERRORS):
             raise
         console.print(describe(error), style="bold red", highlight=False, markup=False, soft_wrap=True)
         console.print("(--debug shows where it was raised)", style="dim", highlight=False)

@@ -8,7 +8,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-import jax
+from r1jax.processes import by_writer, from_writer
 
 RUN_FILES = ("metrics.jsonl", "samples.jsonl", "checkpoints", "summary.json")
 
@@ -28,7 +28,10 @@ def open_workdir(workdir: str | os.PathLike[str], config: Mapping[str, Any] | st
         WorkdirError: the directory holds another configuration (every differing field is listed), or a run's files
             without their configuration, or it is a file.
     """
-    workdir = pathlib.Path(workdir)
+    return from_writer(lambda: _open_workdir(pathlib.Path(workdir), config))
+
+
+def _open_workdir(workdir: pathlib.Path, config: Mapping[str, Any] | str) -> pathlib.Path:
     text = config if isinstance(config, str) else json.dumps(config)
     ours = json.loads(text)
     path = workdir / "config.json"
@@ -40,9 +43,8 @@ def open_workdir(workdir: str | os.PathLike[str], config: Mapping[str, Any] | st
             raise WorkdirError(
                 f"{workdir} holds {', '.join(foreign)} but no config.json: another run's? Choose another"
             )
-        if jax.process_index() == 0:
-            workdir.mkdir(parents=True, exist_ok=True)
-            write_atomically(path, json.dumps(ours, indent=2, ensure_ascii=False) + "\n")
+        workdir.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, json.dumps(ours, indent=2, ensure_ascii=False) + "\n")
         return workdir
     try:
         theirs = json.loads(path.read_text(encoding="utf-8"))
@@ -68,6 +70,7 @@ def differing_fields(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list
     ]
 
 
+@by_writer
 def write_atomically(path: str | os.PathLike[str], text: str) -> None:
     """Writes a text file that is whole or not there, whenever the process is killed."""
     path = pathlib.Path(path)

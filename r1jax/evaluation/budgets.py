@@ -23,6 +23,7 @@ from r1jax.data.tokenizer import StreamDecoder, Tokenizer
 from r1jax.evaluation.estimators import mean_over_problems, summarize
 from r1jax.evaluation.evaluator import evaluation_of
 from r1jax.model.config import ModelConfig
+from r1jax.processes import from_writer, own_part
 from r1jax.rewards.combine import RewardConfig
 from r1jax.rewards.grading import Grading
 from r1jax.rollout import Completer, DecodingConfig, GradedRollout, PromptConfig, load_graded, save_graded
@@ -136,7 +137,7 @@ class BudgetedAnswers:
         They are written to `store`; if they lie there already, nothing is sampled or graded again.
         """
         cut = np.array([thought.is_open(budget) for thought in thoughts])
-        if store.exists():
+        if from_writer(store.exists):
             forced, _ = load_graded(store)
         else:
             forced = self._forced(params, graded, np.flatnonzero(cut), budget, key, grading)
@@ -164,8 +165,9 @@ class BudgetedAnswers:
         if len(rows):
             self._go_on(params, after, rows, budget, key)
             batch = grading.begin()
-            for place, i in enumerate(rows.tolist()):
+            for i in rows.tolist():
                 texts[i] = self._tokenizer.decode(_response(after, i))
+            for place, i in own_part(rows.tolist()):
                 batch.add(place, texts[i], _response(after, i), graded.example_of(i))
             for i, score in zip(rows.tolist(), batch.scores(), strict=True):
                 scores[i] = score

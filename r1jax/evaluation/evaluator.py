@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from r1jax.evaluation.estimators import Evaluation
+from r1jax.processes import from_writer
 from r1jax.rewards.answer import extract_final_answer
 from r1jax.rewards.combine import RewardConfig, Scores, needs_verifier
 from r1jax.rewards.grading import Grading
@@ -43,7 +44,7 @@ def answer_examples(
 
     They are written to `store`; if they lie there already, nothing is sampled or graded again.
     """
-    if store.exists():
+    if from_writer(store.exists):
         graded, _ = load_graded(store)
     else:
         batch = grading.begin()

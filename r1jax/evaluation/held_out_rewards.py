@@ -26,6 +26,7 @@ from r1jax.evaluation.preference_figures import (
     plain_calibration,
     sigmoid,
 )
+from r1jax.processes import by_writer
 from r1jax.workdir import write_atomically
 
 
@@ -107,6 +108,7 @@ def empty_figures(held: HeldOut) -> dict[str, Any]:
     return {"units": len(held.prompts), "accuracy": plain(accuracy)}
 
 
+@by_writer
 def write_plots(folder: pathlib.Path, held: HeldOut) -> None:
     """Leaves `calibration.json`, `calibration.png` and `length_bias.png`."""
     calibration = calibration_of(held)

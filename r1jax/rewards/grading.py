@@ -14,6 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Protocol
 
+from r1jax.processes import gather_dicts
 from r1jax.rewards.answer import extract_final_answer
 from r1jax.rewards.code.code_accuracy import LANGUAGES, MEASURES, CodeGrader, Runner
 from r1jax.rewards.combine import (
@@ -160,27 +161,27 @@ class Batch:
             self._started[key] = self._grading.start(completion, example)
 
     def scores(self) -> tuple[Scores, ...]:
-        """All scores, in the order of the indices 0, 1, ..."""
+        """All scores, in the order of the indices 0, 1, ...; of several processes, what was added in any of them."""
         self._grading.flush()
-        config, measured, scores = self._grading.config, self._measured(), []
-        for index in range(len(self._given)):
-            completion, tokens, example = self._given[index]
+        config, measured, scores = self._grading.config, self._measured(), {}
+        for index, (completion, tokens, example) in self._given.items():
             parts = measured[index] | shaping_parts(completion, tokens, example, config)
             parts |= {name: wait() for name, wait in self._started[completion, id(example)].items()}
-            scores.append(combine(parts, config.mix(example.domain)))
-        return tuple(scores)
+            scores[index] = combine(parts, config.mix(example.domain))
+        return tuple(gather_dicts(scores).values())
 
-    def _measured(self) -> list[dict[str, Score]]:
+    def _measured(self) -> dict[int, dict[str, Score]]:
         """The parts that are always measured, of every completion, and exact answers where the device reads them."""
-        given = [self._given[index] for index in range(len(self._given))]
+        given = list(self._given.values())
         device, mix = self._grading.device, self._grading.config.mix
         if device is None:
-            return [measured_parts(text, example, mix(example.domain).pattern) for text, _, example in given]
+            parts = [measured_parts(text, example, mix(example.domain).pattern) for text, _, example in given]
+            return dict(zip(self._given, parts, strict=True))
         parts = device.parts(given)
         exact = [i for i, one in enumerate(given) if self._grading.is_matched_on_device(one[2])]
         for i, score in zip(exact, device.matches([given[i] for i in exact]), strict=True):
             parts[i]["accuracy"] = score
-        return parts
+        return dict(zip(self._given, parts, strict=True))
 
 
 @contextlib.contextmanager

@@ -57,7 +57,7 @@ from r1jax.stages.entries import (
     without_duplicates,
     without_overlap,
 )
-from r1jax.stages.graders import check_comparable, check_judge, check_rewards, open_chat_model, stage_grading
+from r1jax.stages.graders import check_comparable, check_judge, check_rewards, open_shared_chat_model, stage_grading
 from r1jax.stages.interruption import Interruption
 from r1jax.stages.policy import Policy, describe_source, load_policy
 from r1jax.stages.rewriting import Rewriter
@@ -179,7 +179,7 @@ def _sample(
             parts.append(answer_examples(completer, policy.params, batch, config.samples, own_key, grading, path))
             done = start + len(batch)
             progress.update(done, **{name: measure(parts[-1])[name] for name in ("reward", "format")})
-            if interruption.requested and done < len(asked):
+            if done < len(asked) and interruption.requested():
                 interruption.stop(f"question {done} of {len(asked)}")
     return parts
 
@@ -221,7 +221,7 @@ def _rewriter(config: CurateConfig, workdir: pathlib.Path, mesh: Mesh, policy: P
     with contextlib.ExitStack() as stack:
         model = None
         if config.rewrite.model is not None:
-            model = stack.enter_context(open_chat_model(config.rewrite.model, workdir, mesh))
+            model = stack.enter_context(open_shared_chat_model(config.rewrite.model, workdir, mesh))
         grading = stack.enter_context(stage_grading(rewards, workdir, mesh, policy, config.decoding))
         yield Rewriter(config.rewrite, config.filters, workdir / "rewritten", model, grading, policy.tokenizer)
 
@@ -249,7 +249,7 @@ def _rewrite(
                 )
                 rewritten[index] = entry.dropped(REWRITE + new.drop.filter, new.drop.reason) if new.drop else entry
             progress.update(start + len(batch))
-            if interruption.requested and start + len(batch) < len(chosen):
+            if start + len(batch) < len(chosen) and interruption.requested():
                 interruption.stop(f"rewritten sample {start + len(batch)} of {len(chosen)}")
     return within_questions(rewritten, partial(without_duplicates, prefix=REWRITE))
 

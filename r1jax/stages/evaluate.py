@@ -33,6 +33,7 @@ from r1jax.evaluation.plots import png
 from r1jax.metrics import MetricWriter, Progress
 from r1jax.model.config import ModelConfig
 from r1jax.model.flops import forward_flops, sampling_flops
+from r1jax.processes import by_writer
 from r1jax.rewards.combine import RewardConfig
 from r1jax.rewards.grading import Grading
 from r1jax.rollout import (
@@ -228,7 +229,7 @@ def run(config: EvaluateConfig, workdir: pathlib.Path) -> None:
     if budgets:
         figure = budget_curve(summary["budgets"])
         if figure is not None:
-            (workdir / "budgets.png").write_bytes(png(figure))
+            by_writer(lambda: (workdir / "budgets.png").write_bytes(png(figure)))()
     summary |= {
         "prompts_sha256": hashlib.sha256(json.dumps(prompts).encode()).hexdigest(),
         "cost": _cost(model, parts, budgets),
@@ -266,7 +267,7 @@ def _answers(
             accuracies = [scores.parts["accuracy"] for scores in parts[-1].scores if "accuracy" in scores.parts]
             right += [is_right(score) for score in accuracies if score.graded]
             progress.update(done, **({"pass_at_1": sum(right) / len(right)} if right else {}))
-            if interruption.requested and done < len(examples):
+            if done < len(examples) and interruption.requested():
                 interruption.stop(f"question {done} of {len(examples)}")
     return parts
 
@@ -304,7 +305,7 @@ def _budgeted(
                 found[budget].append(maker.answer(policy.params, part, thought, budget, own_key, grading, path))
                 clock.save()
                 progress.update(number * len(parts) + index + 1)
-                if interruption.requested and (number, index) != (count - 1, len(parts) - 1):
+                if (number, index) != (count - 1, len(parts) - 1) and interruption.requested():
                     interruption.stop(f"budget {budget}, batch {index + 1} of {len(parts)}")
     return found | {None: [without_budget(*of) for of in zip(parts, thoughts, strict=True)]}
 

@@ -19,6 +19,7 @@ from r1jax.data.packing import PackedPolicy, pack_policy
 from r1jax.data.pipelines import example_iterator
 from r1jax.data.shared_prompts import pack_shared_prompts
 from r1jax.metrics import StepTimer
+from r1jax.processes import by_writer, from_writer, gather_objects
 from r1jax.rewards.combine import Scores, totals_and_mask
 from r1jax.rewards.grading import Grading
 from r1jax.rollout import (
@@ -35,7 +36,8 @@ from r1jax.stages.rl_config import RLConfig
 from r1jax.types import Example, PackedBatch, Params, PolicyBatch, Rollout, Score, Status
 
 ScoreFunction = Callable[[Params, PackedBatch], tuple[np.ndarray, np.ndarray]]
-"""Trainer log-probs [R, T] and chosen experts [R, T, M, A] of packed rows under given parameters."""
+"""Trainer log-probs [R, T] and chosen experts [R, T, M, A] of packed rows under given parameters; experts are -1 in
+rows that only other processes have."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,7 +133,7 @@ class Collector:
         Dynamic sampling (DAPO, 2503.14476 eq. 11) keeps the groups with right and wrong answers, whatever their other
         rewards, and draws more questions until there are enough.
         """
-        if self.path(index).exists():
+        if from_writer(self.path(index).exists):
             graded, extra = load_graded(self.path(index))
             self.questions.set_state(extra["questions"])
             return graded, extra["drawn"]
@@ -171,6 +173,7 @@ class Collector:
         remove_stored(self.folder, before)
 
 
+@by_writer
 def remove_stored(folder: pathlib.Path, before: int) -> None:
     """Removes the numbered files below `before`."""
     for path in folder.glob("*.npz"):
@@ -228,22 +231,22 @@ def attach_logprobs(
 
     The metrics compare sampler and trainer: |log-prob gap| mean and max, and the share of tokens whose experts differ.
     """
-    if path.exists():
+    if from_writer(path.exists):
         arrays, metrics = load_arrays(path)
     else:
-        arrays, gaps, differ, tokens = {}, [], 0, 0
+        arrays, gaps, differences = {}, [], []
         for j, mini in enumerate(minibatches):
             old, experts = score(params, mini.batch.packed)
             arrays[f"old_{j}"] = old
             arrays[f"ref_{j}"], _ = score(reference, mini.batch.packed)
             on = mini.batch.packed.loss_mask > 0
             gaps.append(np.abs(old - mini.batch.sampler_logprobs)[on])
-            differ += expert_differences(graded.rollout, mini, experts)
-            tokens += int(on.sum())
+            differences.append(expert_differences(graded.rollout, mini, experts))
         gap = np.concatenate(gaps)
         metrics = {"logprob_gap_mean": float(gap.mean()), "logprob_gap_max": float(gap.max())}
         if graded.rollout.experts is not None:
-            metrics["expert_difference"] = differ / tokens
+            differ, tokens = np.sum(gather_objects(np.sum(differences, axis=0)), axis=0)
+            metrics["expert_difference"] = float(differ / tokens)
         save_arrays(path, arrays, metrics)
     done = []
     for j, mini in enumerate(minibatches):
@@ -256,11 +259,14 @@ def attach_logprobs(
     return done, metrics
 
 
-def expert_differences(rollout: Rollout, mini: MiniBatch, experts: np.ndarray) -> int:
-    """Tokens for which the trainer chose another set of experts than the sampler, in any layer."""
+def expert_differences(rollout: Rollout, mini: MiniBatch, experts: np.ndarray) -> tuple[int, int]:
+    """(tokens for which the trainer chose another set of experts than the sampler, in any layer, tokens compared).
+
+    experts: [R, T, M, A], -1 in rows of other processes, which are not compared here.
+    """
     if rollout.experts is None:
-        return 0
+        return 0, 0
     trained = np.sort(mini.policy.gather_from_rows(experts, fill=-1), axis=-1)
     sampled = np.sort(np.asarray(rollout.experts)[mini.rows], axis=-1)
-    valid = mini.policy.to_responses >= 0
-    return int(np.any(trained != sampled, axis=(-1, -2))[valid].sum())
+    compared = (mini.policy.to_responses >= 0) & (trained >= 0).all(axis=(-1, -2))
+    return int(np.any(trained != sampled, axis=(-1, -2))[compared].sum()), int(compared.sum())

@@ -13,13 +13,14 @@ from r1jax.data import reasoning_tasks
 from r1jax.data.chat import Chat, Message
 from r1jax.data.errors import DataError
 from r1jax.data.tokenizer import HuggingFaceTokenizer, SentencePieceTokenizer, Tokenizer
+from r1jax.processes import from_writer
 from r1jax.rewards.code.lint import LintUnavailableError
 from r1jax.rewards.combine import MODEL_PARTS, NONE, RewardConfig
 from r1jax.rewards.device_rewards import DeviceRewards
 from r1jax.rewards.grading import Grading, Models, check_grading, needed_models, open_grading
 from r1jax.rewards.isolation.grade_service import read_token
 from r1jax.rewards.isolation.sandbox import SandboxUnavailableError
-from r1jax.rewards.judges.chat_models import ChatModel, Endpoint
+from r1jax.rewards.judges.chat_models import ChatModel, Conversation, Endpoint, Reply
 from r1jax.rewards.judges.judge import GroundTruthJudge, JudgeConfig, truth_conversation
 from r1jax.rewards.judges.reward_models import ScalarGrader
 from r1jax.rewards.workers import Ending, Outcome, WorkerPool
@@ -182,6 +183,24 @@ def open_chat_model(judge: JudgeConfig, workdir: pathlib.Path, mesh: Mesh) -> It
     sampling = SamplingConfig(judge.max_new_tokens, temperature=judge.temperature)
     chat = _chat(policy.tokenizer, judge.chat_format)
     yield SamplerChat(policy.model, policy.params, policy.tokenizer, chat, sampling, judge.batch_size, mesh)
+
+
+@contextlib.contextmanager
+def open_shared_chat_model(judge: JudgeConfig, workdir: pathlib.Path, mesh: Mesh) -> Iterator[ChatModel]:
+    """As `open_chat_model`, for what all processes ask alike: an endpoint is asked by one of them."""
+    with open_chat_model(judge, workdir, mesh) as model:
+        yield AskedByWriter(model) if judge.kind == "endpoint" else model
+
+
+class AskedByWriter:
+    """A model whose replies to the writer are shared by all processes."""
+
+    def __init__(self, model: ChatModel) -> None:
+        self._model = model
+
+    def ask(self, conversations: Sequence[Conversation], seed: int) -> list[Reply]:
+        """See `ChatModel`."""
+        return from_writer(lambda: self._model.ask(conversations, seed))
 
 
 def _chat(tokenizer: Tokenizer, chat_format: str) -> Chat:

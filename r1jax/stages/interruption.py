@@ -1,10 +1,15 @@
-"""A run that is asked to stop (SIGTERM, or Ctrl-C) saves at the next safe point and ends."""
+"""A run that is asked to stop (SIGTERM, or Ctrl-C) saves at the next safe point and ends.
+
+With several processes a signal to any of them, such as the notice of a preemption, stops all at the same point.
+"""
 
 from __future__ import annotations
 
 import signal
 import types
 from typing import Any
+
+from r1jax.processes import agree
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -14,10 +19,10 @@ class Interrupted(Exception):
 
 
 class Interruption:
-    """While open, a first SIGTERM or SIGINT only sets `requested`; a second one acts as usual."""
+    """While open, a first SIGTERM or SIGINT is only noted for `requested`; a second one acts as usual."""
 
     def __init__(self) -> None:
-        self.requested: str | None = None
+        self._signal: str | None = None
         self._previous: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Interruption:
@@ -29,16 +34,23 @@ class Interruption:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
+    def requested(self) -> bool:
+        """Whether to stop: asked by all processes at the same points, and answered the same in all of them."""
+        return agree(self._signal is not None)
+
     def _note(self, number: int, frame: types.FrameType | None) -> None:
-        self.requested = signal.Signals(number).name
+        self._signal = signal.Signals(number).name
         for known, handler in self._previous.items():
             signal.signal(known, handler)
 
     def pass_on(self) -> None:
         """At the end of a stage: a signal that came too late to stop it stops what would come after it."""
-        if self.requested:
-            raise Interrupted(f"stopped by {self.requested} as the stage ended; run the same command to go on")
+        if self.requested():
+            raise Interrupted(f"stopped by {self._who()} as the stage ended; run the same command to go on")
 
     def stop(self, where: str) -> None:
         """Raises Interrupted, saying where the run stands."""
-        raise Interrupted(f"stopped by {self.requested} at {where}; everything is saved, run the same command to go on")
+        raise Interrupted(f"stopped by {self._who()} at {where}; everything is saved, run the same command to go on")
+
+    def _who(self) -> str:
+        return self._signal or "a signal to another process"

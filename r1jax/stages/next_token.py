@@ -27,6 +27,7 @@ from r1jax.metrics import CompileCounter, MetricWriter, Progress, check_finite
 from r1jax.model.config import ModelConfig
 from r1jax.model.flops import training_flops
 from r1jax.model.heads import unembedding
+from r1jax.model.mesh_check import check_mesh
 from r1jax.model.outputs import Output
 from r1jax.model.transformer import Transformer
 from r1jax.optim import OptimizerConfig, learning_rate_schedule, make_optimizer
@@ -92,6 +93,7 @@ def check_rows(rows: int, micro_rows: int, row_length: int, model: ModelConfig, 
         raise ConfigError(
             f"row_length: {row_length} exceeds the model's context, max_positions = {model.max_positions}"
         )
+    check_mesh(model, mesh, row_length)
     field, at_once = ("micro_rows", micro_rows) if micro_rows else ("rows", rows)
     check_divides(field, at_once, mesh)
 
@@ -235,10 +237,11 @@ def train(
                 writer.write(step, values, clock)
                 progress.update(step, loss=values["loss"], tokens_per_second=rate)
                 tokens_seen, since = 0, time.monotonic()
-            if step % training.checkpoint_every == 0 or step == steps or interruption.requested:
+            stopping = interruption.requested()
+            if step % training.checkpoint_every == 0 or step == steps or stopping:
                 watch.settle()  # nothing is saved before its loss is known to be finite
                 store.save(step, state, {"writer": writer.state(), "batches": batches.get_state()})
-            if interruption.requested and step < steps:
+            if stopping and step < steps:
                 interruption.stop(f"step {step} of {steps}")
     return state
 

@@ -14,15 +14,14 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
 import rich.console
-from jax.experimental import multihost_utils
 
 from r1jax.data.errors import DataError
 from r1jax.data.tokenizer import Tokenizer
 from r1jax.evaluation.pipeline_report import ReportConfig, write_pipeline_report
 from r1jax.evaluation.report import write_report
 from r1jax.model.config import ModelConfig
+from r1jax.processes import from_writer, is_writer, wait_for_all
 from r1jax.rollout import PromptConfig, encode_prompts
 from r1jax.settings import ConfigError, from_config, to_plain
 from r1jax.stages import curate, evaluate, preferences, pretrain, reward_model, rl, sft
@@ -103,16 +102,15 @@ def run(config: PipelineConfig, workdir: pathlib.Path) -> None:
       ConfigError: `only` names a step whose inputs are not done.
       WorkdirError: the directory is no pipeline's, or another process runs one there.
     """
-    console = rich.console.Console(stderr=True, highlight=False, soft_wrap=True)
+    console = rich.console.Console(stderr=True, highlight=False, soft_wrap=True, quiet=not is_writer())
     with sole_user(workdir):
         parts = _parts(config, workdir)
-        if jax.process_index() == 0:
-            record_config(workdir, recorded_fields(config))
+        from_writer(lambda: record_config(workdir, recorded_fields(config)))
         for index, part in enumerate(parts):
             if config.only in ("", part.step.name):
                 _refuse_missing_inputs(config, part, parts)
                 _run_part(config, parts, index, console)
-        report = _write_report(config, workdir)
+        report = from_writer(lambda: _write_report(config, workdir))
     console.print(f"report: {report}")
 
 
@@ -132,11 +130,8 @@ def recorded_fields(config: PipelineConfig) -> dict[str, Any]:
 def _run_part(config: PipelineConfig, parts: Sequence[_Part], index: int, console: rich.console.Console) -> None:
     part = parts[index]
     name, folder = part.step.name, part.folder
-    if jax.process_index() == 0:
-        _tell(name, place(folder, part.key, *_elsewhere(config)), console)
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(f"r1jax-pipeline-{name}")
-    if (folder / SUMMARY).exists():
+    from_writer(lambda: _tell(name, place(folder, part.key, *_elsewhere(config)), console))
+    if from_writer((folder / SUMMARY).exists):
         console.print(f"[green]{name}[/green]: done before")
         return
     open_workdir(folder, {"stage": part.step.stage, **to_plain(part.config)})
@@ -146,6 +141,7 @@ def _run_part(config: PipelineConfig, parts: Sequence[_Part], index: int, consol
         pretrain.run(part.config, folder, _PromptCheck(parts, index))
     else:
         SINGLE_STAGES[part.step.stage].run(part.config, folder)
+    wait_for_all("stage")  # what the writer still had to write is there
     console.print(f"[green]{name}[/green]: done in {time.monotonic() - began:.0f} s")
 
 

@@ -31,6 +31,7 @@ from r1jax.data.tokenizer import Tokenizer
 from r1jax.metrics import Progress
 from r1jax.model.config import ModelConfig
 from r1jax.model.flops import forward_flops, sampling_flops
+from r1jax.processes import from_writer
 from r1jax.rewards.instructions import instruction_score
 from r1jax.rewards.judges.judge import JudgeConfig, PairwiseJudge
 from r1jax.rewards.judges.rule_judge import RuleJudge, RuleLabeller
@@ -179,16 +180,17 @@ def respond(
     """The responses to all prompts, and the seconds that sampling took. The policy is loaded if any are missing."""
     starts, per_batch = _batches(config, len(examples))
     paths = [workdir / "responses" / f"{start:06d}.json" for start in starts]
-    if not all(path.exists() for path in paths):
+    there = from_writer(lambda: [path.exists() for path in paths])
+    if not all(there):
         policy = load_policy(config.init, workdir, mesh)
         completer = Completer(
             policy.model, mesh, policy.tokenizer, config.prompt, config.decoding, group_size=config.samples
         )
         key = jax.random.key(config.seed)
         with Progress("responses", len(examples)) as progress:
-            for start, path in zip(starts, paths, strict=True):
+            for start, path, done in zip(starts, paths, there, strict=True):
                 batch = examples[start : start + per_batch]
-                if not path.exists():
+                if not done:
                     began = time.monotonic()
                     own_key = jax.random.fold_in(key, start)
                     rollout, texts = completer.complete(policy.params, batch, config.samples, own_key)
@@ -200,9 +202,9 @@ def respond(
                     }
                     _store(path, part)
                 progress.update(start + len(batch))
-                if stop.requested:
+                if stop.requested():
                     stop.stop(f"prompt {start + len(batch)} of {len(examples)}, answered")
-    parts = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+    parts = from_writer(lambda: [json.loads(path.read_text(encoding="utf-8")) for path in paths])
     every = range(0, len(examples) * config.samples, config.samples)
     flat = {name: [x for part in parts for x in part[name]] for name in ("texts", "lengths", "prompt_lengths")}
     answered = [
@@ -229,11 +231,12 @@ def judge_all(
     starts, per_batch = _batches(config, len(answered))
     paths = [workdir / "judged" / f"{start:06d}.json" for start in starts]
     rules = PairRules(config.pairs_per_prompt, config.max_ratio, config.min_gap, config.seed)
-    if not all(path.exists() for path in paths):
+    there = from_writer(lambda: [path.exists() for path in paths])
+    if not all(there):
         with open_judges(config, workdir, mesh) as judges, Progress("judgements", len(answered)) as progress:
-            for start, path in zip(starts, paths, strict=True):
+            for start, path, done in zip(starts, paths, there, strict=True):
                 batch = answered[start : start + per_batch]
-                if not path.exists():
+                if not done:
                     began = time.monotonic()
                     helpful = [one for one in batch if one.example.domain == HELPFUL]
                     harmless = [one for one in batch if one.example.domain == HARMLESS]
@@ -241,9 +244,9 @@ def judge_all(
                     labels = judge_safety(harmless, judges)
                     _store(path, {"pairs": pairs, "labels": labels, "seconds": time.monotonic() - began})
                 progress.update(start + len(batch))
-                if stop.requested and start + len(batch) < len(answered):
+                if start + len(batch) < len(answered) and stop.requested():
                     stop.stop(f"prompt {start + len(batch)} of {len(answered)}, judged")
-    parts = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+    parts = from_writer(lambda: [json.loads(path.read_text(encoding="utf-8")) for path in paths])
     pairs, labels = ([record for part in parts for record in part[name]] for name in ("pairs", "labels"))
     return (pairs, labels), sum(part["seconds"] for part in parts)
 
@@ -256,7 +259,7 @@ def open_judges(config: PreferencesConfig, workdir: pathlib.Path, mesh: Mesh) ->
         judge = RuleJudge(rule.noise, config.times, config.seed, rule.length_bias, rule.place_bias)
         yield RuleJudges(judge, RuleLabeller(rule.flip, config.seed))
         return
-    with open_chat_model(config.judge, workdir, mesh) as model:
+    with open_shared_chat_model(config.judge, workdir, mesh) as model:
         yield ModelJudges(PairwiseJudge(model, config.times, config.seed), SafetyJudge(model, config.seed))
 
 

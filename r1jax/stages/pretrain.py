@@ -24,6 +24,7 @@ from r1jax.metrics import read_rows
 from r1jax.model.config import ModelConfig
 from r1jax.model.transformer import param_count
 from r1jax.optim import OptimizerConfig
+from r1jax.processes import from_writer
 from r1jax.sharding import MeshConfig, make_mesh
 from r1jax.stages.checks import Planned, check_trainable
 from r1jax.stages.interruption import Interruption
@@ -112,7 +113,7 @@ def run(
     with Interruption() as interruption:
         state = fit(training, workdir, model, packed, trainer, start, interruption)
         save_policy(workdir, state.params, config.steps)
-        rows = read_rows(workdir / "metrics.jsonl")
+        rows = from_writer(lambda: read_rows(workdir / "metrics.jsonl"))
         summary = {
             "stage": "pretrain",
             "steps": config.steps,
@@ -135,14 +136,17 @@ def training_of(config: PretrainConfig) -> Training:
 def corpus_tokenizer(config: PretrainConfig, documents: Sequence[Document], workdir: pathlib.Path) -> Tokenizer:
     """The stored tokenizer of this workdir, or a new one trained on the corpus."""
     path = workdir / "tokenizer.model"
-    if path.exists():
-        return SentencePieceTokenizer(path)
+    if not from_writer(path.exists):
+        from_writer(lambda: _train_tokenizer(config, documents, path))
+    return SentencePieceTokenizer(path)
+
+
+def _train_tokenizer(config: PretrainConfig, documents: Sequence[Document], path: pathlib.Path) -> None:
     texts = [document.text for document in documents[: config.tokenizer.sentences]]
     partial = path.with_name(path.name + ".partial")
     words = tuple(f" {word}" for word in config.tokenizer.words)
     train_sentencepiece(texts, partial, config.tokenizer.vocab_size, (*TAG_TOKENS, *words), split_digits=False)
     partial.replace(path)
-    return SentencePieceTokenizer(path)
 
 
 def tokenize(documents: Sequence[Document], tokenizer: Tokenizer) -> Documents:

@@ -35,9 +35,11 @@ from r1jax.evaluation.held_out_rewards import HeldOut, empty_figures, figures_of
 from r1jax.metrics import MetricWriter, Progress, check_finite, elapsed_seconds, read_rows
 from r1jax.model.config import ModelConfig
 from r1jax.model.flops import BACKWARD, training_flops
+from r1jax.model.mesh_check import check_mesh
 from r1jax.model.outputs import Output
 from r1jax.model.transformer import Transformer
-from r1jax.optim import OptimizerConfig, abstract_optimizer, learning_rate_schedule, make_optimizer
+from r1jax.optim import OptimizerConfig, learning_rate_schedule, make_optimizer
+from r1jax.processes import from_writer
 from r1jax.rollout import PromptConfig
 from r1jax.settings import ConfigError
 from r1jax.sharding import MeshConfig, make_mesh, replicate, shard_batch
@@ -57,7 +59,14 @@ from r1jax.stages.scalar_model import (
     scored_model,
     write_card,
 )
-from r1jax.stages.state import Accumulated, GradientAccumulator, TrainState, apply_gradients, state_from_params
+from r1jax.stages.state import (
+    Accumulated,
+    GradientAccumulator,
+    TrainState,
+    abstract_state_of,
+    apply_gradients,
+    state_from_params,
+)
 from r1jax.types import Array, Params
 from r1jax.weights.policy_folder import PARAMETERS
 from r1jax.workdir import write_atomically
@@ -196,10 +205,7 @@ class Trainer:
 
     def abstract(self) -> Any:
         """Shapes and shardings of the state: what a checkpoint is restored into."""
-        params = abstract_scored(self.model, self.mesh)
-        step = replicate(self.mesh, np.zeros((), np.int32))
-        shapes: Any = TrainState
-        return shapes(params=params, opt_state=abstract_optimizer(self.optimizer, params), step=step)
+        return abstract_state_of(abstract_scored(self.model, self.mesh), self.optimizer, self.mesh)
 
 
 def batch_metrics(total: Accumulated) -> dict[str, Array]:
@@ -259,7 +265,7 @@ def run(config: RewardModelConfig, workdir: pathlib.Path) -> None:
         "steps": batches.steps,
         "counts": counts_of(units, held_out),
         **figures,
-        "cost": cost_of(config, model, units, training, read_rows(workdir / "metrics.jsonl")),
+        "cost": cost_of(config, model, units, training, from_writer(lambda: read_rows(workdir / "metrics.jsonl"))),
     }
     write_atomically(workdir / "summary.json", json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
     interruption.pass_on()
@@ -294,9 +300,10 @@ def train(
                 fill = float(np.mean(np.asarray(rows.segment_ids) > 0))
                 writer.write(step, values | {"fill": fill})
                 progress.update(step, loss=values["loss"], accuracy=values["accuracy"])
-            if step % config.checkpoint_every == 0 or step == steps or interruption.requested:
+            stopping = interruption.requested()
+            if step % config.checkpoint_every == 0 or step == steps or stopping:
                 store.save(step, state, {"writer": writer.state()})
-            if interruption.requested and step < steps:
+            if stopping and step < steps:
                 interruption.stop(f"step {step} of {steps}")
     return state
 

@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 
 from r1jax.data.cold_start import rewrite_by_rule, translate_by_rule
 from r1jax.data.tokenizer import Tokenizer
+from r1jax.processes import from_writer, own_part
 from r1jax.rewards.answer import THINK_CLOSE, THINK_OPEN
 from r1jax.rewards.filters import Candidate, Drop, FilterConfig, first_failure
 from r1jax.rewards.grading import Grading
@@ -181,7 +182,7 @@ class Rewriter:
           ConfigError: of several samples, the model has answered none: that is the model's fault, and not theirs.
         """
         path = self._folder / f"{start:06d}.json"
-        if path.exists():
+        if from_writer(path.exists):
             stored = json.loads(path.read_text(encoding="utf-8"))
             return [Rewritten(row["text"], Drop(*row["drop"]) if row["drop"] else None) for row in stored]
         write = self._by_rule if self._model is None else self._by_model
@@ -228,8 +229,9 @@ class Rewriter:
         """The same with a drop where the new text does not pass the filters."""
         batch, tokens = self._grading.begin(), {}
         written = [index for index, one in enumerate(done) if one.drop is None]
-        for place, index in enumerate(written):
+        for index in written:
             tokens[index] = [*self._tokenizer.encode(done[index].text), self._tokenizer.eos_id]
+        for place, index in own_part(written):
             batch.add(place, done[index].text, tokens[index], examples[index])
         checked = list(done)
         for index, scores in zip(written, batch.scores(), strict=True):

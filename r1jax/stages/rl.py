@@ -46,9 +46,11 @@ from r1jax.metrics import (
 )
 from r1jax.model.config import ModelConfig
 from r1jax.model.heads import unembedding
+from r1jax.model.mesh_check import check_mesh
 from r1jax.model.outputs import Output
 from r1jax.model.transformer import Transformer
 from r1jax.optim import learning_rate_schedule, make_optimizer
+from r1jax.processes import from_writer, here, whole
 from r1jax.rewards.grading import Grading
 from r1jax.rollout import (
     Completer,
@@ -161,12 +163,16 @@ class Trainer:
         self.apply = jax.jit(apply, donate_argnums=0)
 
     def score(self, params: Params, packed: PackedBatch) -> tuple[np.ndarray, np.ndarray]:
-        """Trainer log-probs [R, T] and experts [R, T, M, A] of packed rows, micro-batch by micro-batch."""
-        parts = [
-            jax.device_get(self.score_rows(params, shard_batch(self.mesh, micro)))
-            for micro in split_microbatches(packed, self.config.micro_rows)
-        ]
-        return np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts])
+        """Trainer log-probs [R, T] and experts [R, T, M, A] of packed rows, micro-batch by micro-batch.
+
+        Experts are large: each process has those of the rows on its devices, and -1 elsewhere.
+        """
+        logprobs, experts = [], []
+        for micro in split_microbatches(packed, self.config.micro_rows):
+            scored = self.score_rows(params, shard_batch(self.mesh, micro))
+            logprobs.append(whole(scored[0]))
+            experts.append(here(scored[1], fill=-1))
+        return np.concatenate(logprobs), np.concatenate(experts)
 
     def update(self, state: TrainState, batch: PolicyBatch) -> tuple[TrainState, dict[str, Array]]:
         """One update on a mini-batch."""
@@ -232,6 +238,7 @@ def check_fit(
 class Loop:
     """One RL run: the pieces, and the loop over rollouts."""
 
+    check_mesh(model, mesh, config.row_length)
     def __init__(
         self,
         config: RLConfig,
@@ -272,9 +279,9 @@ class Loop:
             state, index, done = self.resume()
             self.completer.sampler.warmup()
             with Progress("rl", config.rollouts, index) as progress, self.compiles:
-                if not self.store.steps():
+                if self.is_new:
                     self.evaluate(state, 0)
-                    if self.interruption.requested:
+                    if self.interruption.requested():
                         self.save(state, 0, 0)
                         self.interruption.stop("the evaluation before the first rollout")
                 for index in range(index, config.rollouts):  # noqa: B020  (continues from where the checkpoint stands)
@@ -283,14 +290,15 @@ class Loop:
                     progress.update(index + 1, **shown)
             save_policy(self.workdir, state.train.params, config.rollouts)
             summary = {"stage": "rl", "rollouts": config.rollouts, "updates": int(state.train.step)}
-            rows = read_rows(self.workdir / "metrics.jsonl")
+            rows = from_writer(lambda: read_rows(self.workdir / "metrics.jsonl"))
             summary |= summarize_rows(rows) | {"cost": cost_of(rows, config, self.model)}
             write_atomically(self.workdir / "summary.json", json.dumps(summary, indent=2) + "\n")
             self.interruption.pass_on()
 
     def resume(self) -> tuple[RLState, int, int]:
         """(state, rollout index, updates already made on that rollout), from the last checkpoint or the start."""
-        if self.store.latest() is None:
+        self.is_new = self.store.latest() is None
+        if self.is_new:
             self.writer.rewind(None)
             train = state_from_params(self.trainer.optimizer, copy_params(self.initial), self.mesh)
             return RLState(train, self.initial), 0, 0
@@ -305,7 +313,7 @@ class Loop:
         config, began = self.config, time.monotonic()
         first = index * config.updates_per_rollout
         graded, drawn = self.collector.collect(index, first, state.train.params, self.timer)
-        if self.interruption.requested and not done:
+        if not done and self.interruption.requested():
             self.save(state, index, 0)
             self.interruption.stop(f"rollout {index + 1} of {config.rollouts}, sampled and graded")
         minibatches, values = self.batches_of(state, graded, index)
@@ -315,7 +323,7 @@ class Loop:
             state, row = self.update(state, minibatches[number % config.minibatches], step)
             if number < config.updates_per_rollout - 1:
                 self.writer.write(step, row)
-                if self.interruption.requested:
+                if self.interruption.requested():
                     self.save(state, index, number + 1)
                     self.interruption.stop(f"update {step} of {config.rollouts * config.updates_per_rollout}")
             else:
@@ -361,9 +369,10 @@ class Loop:
         last = index + 1 == config.rollouts
         if config.evaluation.every and ((index + 1) % config.evaluation.every == 0 or last):
             self.evaluate(state, step)
-        if (index + 1) % config.checkpoint_every == 0 or last or self.interruption.requested:
+        stopping = self.interruption.requested()
+        if (index + 1) % config.checkpoint_every == 0 or last or stopping:
             self.save(state, index + 1, 0)
-        if self.interruption.requested and not last:
+        if stopping and not last:
             self.interruption.stop(f"rollout {index + 1} of {config.rollouts}")
 
     def save(self, state: RLState, index: int, done: int) -> None:

@@ -27,6 +27,7 @@ from r1jax.data.tokenizer import Tokenizer
 from r1jax.data.tokenizer_files import read_json
 from r1jax.model.config import ModelConfig
 from r1jax.model.transformer import Transformer
+from r1jax.processes import place, whole
 from r1jax.rewards.judges.reward_models import View, helpfulness_input, safety_input
 from r1jax.rewards.languages.language import detect_language
 from r1jax.rollout import PromptConfig, encode_prompts
@@ -74,7 +75,7 @@ def scored_model(model: ModelConfig) -> ModelConfig:
 
 def add_head(params: Params, model: ModelConfig, mesh: Mesh) -> Params:
     """A policy's parameters with a head that gives 0 to everything."""
-    kernel = jax.device_put(np.zeros(model.width, np.float32), logical_sharding(mesh, ("embed",), (model.width,)))
+    kernel = place(np.zeros(model.width, np.float32), logical_sharding(mesh, ("embed",), (model.width,)))
     return {"policy": {k: v for k, v in params.items() if k != "mtp"}, "score": {"kernel": kernel}}
 
 
@@ -169,7 +170,7 @@ class Scorer:
                     lengths[row] = len(sequences[index])
                     tokens[row, : lengths[row]] = sequences[index]
                 rewards = self._rewards(params, *shard_batch(self._mesh, (tokens, lengths)))
-                found[block] = np.asarray(rewards)[: len(block)]
+                found[block] = whole(rewards)[: len(block)]
         return found
 
     def _width(self, length: int) -> int:

@@ -28,6 +28,7 @@ from r1jax.metrics import read_rows
 from r1jax.model.config import ModelConfig
 from r1jax.model.heads import unembedding
 from r1jax.model.transformer import Transformer, param_count
+from r1jax.processes import from_writer
 from r1jax.settings import ConfigError
 from r1jax.sharding import make_mesh, shard_batch
 from r1jax.stages.checks import Planned, check_trainable, is_planned, known_policy
@@ -157,7 +158,7 @@ def run(config: SFTConfig, workdir: pathlib.Path) -> None:
     with Interruption() as interruption:
         state = fit(training, workdir, model, data.train, trainer, start, interruption, measure)
         save_policy(workdir, state.params, training.steps)
-        summary = summarize(config, training, model, data, read_rows(workdir / "metrics.jsonl"))
+        summary = summarize(config, training, model, data, from_writer(lambda: read_rows(workdir / "metrics.jsonl")))
         write_atomically(workdir / "summary.json", json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
         interruption.pass_on()
 

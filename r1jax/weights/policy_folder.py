@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from r1jax.data.tokenizer import SENTENCEPIECE_FILE, HuggingFaceTokenizer, SentencePieceTokenizer, Tokenizer
 from r1jax.data.tokenizer_files import read_json
 from r1jax.model.config import ModelConfig
+from r1jax.processes import by_writer
 from r1jax.sampling.generation_config import RELEASED
 from r1jax.settings import from_config
 from r1jax.weights.names import WeightsError
@@ -20,6 +21,7 @@ MODEL_FILE = "model.json"
 PARAMETERS = "model"  # the folder of the parameters' checkpoint
 
 
+@by_writer
 def carry_released(files: Iterable[pathlib.Path], folder: pathlib.Path) -> None:
     """Copies the small files of a release to `folder`/released, each whole or not at all: an export gives them back."""
     for file in files:
@@ -30,6 +32,7 @@ def carry_released(files: Iterable[pathlib.Path], folder: pathlib.Path) -> None:
         partial.replace(target)
 
 
+@by_writer
 def write_description(folder: pathlib.Path, model: ModelConfig, tokenizer: Tokenizer) -> None:
     """Writes the model's shape and the tokenizer, before there are parameters."""
     write_atomically(folder / MODEL_FILE, json.dumps(dataclasses.asdict(model), indent=2) + "\n")

@@ -26,6 +26,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
+from r1jax.processes import ask_together
 from r1jax.rewards.answer import SPACE, THINK_CLOSE, THINK_OPEN, extract_final_answer
 from r1jax.rewards.judges.chat_models import ChatModel, Conversation, EndpointConfig, Reply
 from r1jax.rewards.judges.reward_models import helpfulness_input
@@ -329,11 +330,12 @@ class GroundTruthJudge:
 
     def flush(self) -> None:
         """Asks for all that is queued; returns when they are graded. Nothing to do where answers come by themselves."""
-        queue, self._queue = self._queue, []
-        if not queue:
+        if self._threads is not None:
             return
+        queue, self._queue = self._queue, []
         try:
-            replies = self._model.ask([conversation for conversation, _ in queue], self._seed)
+            said = [conversation for conversation, _ in queue]
+            replies = ask_together(said, lambda everyones: self._model.ask(everyones, self._seed))
             graded = list(zip(queue, map(truth_score, replies), strict=True))
         except BaseException as error:
             for _, score in queue:

@@ -12,6 +12,7 @@ from typing import Protocol
 
 import numpy as np
 
+from r1jax.processes import ask_together
 from r1jax.rewards.patterns import summary_of
 from r1jax.types import Example, Score, Status
 
@@ -63,22 +64,24 @@ class ScalarGrader:
             the futures then raise.
         """
         queue, self._queue = self._queue, []
-        if not queue:
-            return
-        prompts, seen, futures = zip(*queue, strict=True)
         try:
-            values = np.asarray(self._model.score(prompts, [text or "" for text in seen]))
-            if values.shape != (len(queue),):
-                raise ValueError(f"the reward model returned shape {values.shape} for {len(queue)} responses")
+            values = ask_together([(prompt, text or "") for prompt, text, _ in queue], self._score)
         except BaseException as error:
-            for future in futures:
+            for *_, future in queue:
                 future.set_exception(error)
             raise
-        for value, text, future in zip(values, seen, futures, strict=True):
+        for value, (_, text, future) in zip(values, queue, strict=True):
             if np.isfinite(value):
                 future.set_result(Score(float(value), reason="graded as an empty response" if text is None else ""))
             else:
                 future.set_result(Score(0.0, Status.UNGRADABLE, f"the reward model returned {value}"))
+
+    def _score(self, asked: list[tuple[str, str]]) -> np.ndarray:
+        prompts, responses = zip(*asked, strict=True)
+        values = np.asarray(self._model.score(prompts, responses))
+        if values.shape != (len(asked),):
+            raise ValueError(f"the reward model returned shape {values.shape} for {len(asked)} responses")
+        return values
 
     def close(self) -> None:
         """Drops what is queued: its futures are cancelled."""

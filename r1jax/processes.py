@@ -1,0 +1,407 @@
+"""Several processes that make one run: how they find each other, agree, share what one of them has, and end together.
+
+Every process executes the same program on the same host data, and places on its devices what belongs there. So nothing
+depends on their number but who does the work on the host: a completion is decoded and graded by the process on whose
+devices it was drawn, and what comes of it is gathered. Process 0, the writer, writes every file but the arrays of
+checkpoints. Of one process all of this is the identity.
+
+What is said here goes over jax's coordination service (small and frequent: flags, barriers, heartbeats) or over the
+devices (large: gathered objects). Every function but `is_writer`, `own_part`, `own_rows`, `here` and `place` must be
+called by all processes in the same order.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import os
+import pickle
+import re
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NoReturn, ParamSpec, TypeVar
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Sharding
+
+T = TypeVar("T")
+R = TypeVar("R")
+P = ParamSpec("P")
+
+GATHERED_BYTES = 64 * 2**20  # of all processes together, on every device, at once
+BARRIER_MILLISECONDS = 7 * 24 * 3600 * 1000  # whoever died is noticed by the watchdog, long before
+PEER_LOST = 70  # exit status of a process that ended because another one did (EX_SOFTWARE)
+_KEYS = "r1jax"
+_STATUS = re.compile("(UNKNOWN|INTERNAL|UNAVAILABLE|ABORTED|CANCELLED|DEADLINE_EXCEEDED|FAILED_PRECONDITION): ")
+
+
+class ProcessesError(ValueError):
+    """The processes of a run were asked for in a way that cannot work."""
+
+
+# Starting -------------------------------------------------------------------------------------------------------------
+
+MANY = {  # variables of environments that jax can read, and how many processes they speak of
+    "SLURM_STEP_NUM_TASKS": int,
+    "OMPI_COMM_WORLD_SIZE": int,
+    "TPU_WORKER_HOSTNAMES": lambda names: len(names.split(",")),
+    "MEGASCALE_NUM_SLICES": int,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Launch:
+    """How this process finds the others."""
+
+    distributed: str = "auto"  # 'on': jax asks the environment; 'off'; 'auto': on where the environment names several
+    coordinator: str = ""  # HOST:PORT of process 0, where nothing else tells
+    process_id: int | None = None
+    num_processes: int | None = None
+    local_devices: int | None = None  # that this process has; on the CPU as many are made
+    peer_seconds: float = 60.0  # without a sign of life a process counts as dead, and the others end
+
+    def __post_init__(self) -> None:
+        """Raises ProcessesError naming the flag, its value and what is allowed."""
+        if self.distributed not in ("auto", "on", "off"):
+            raise ProcessesError(f"--distributed={self.distributed}: not one of auto, on, off")
+        given = {name: getattr(self, name) for name in ("coordinator", "process_id", "num_processes")}
+        missing = [f"--{name}" for name, value in given.items() if value in ("", None)]
+        there = {f"--{name}" for name in given}.difference(missing)
+        if 0 < len(missing) < len(given):
+            raise ProcessesError(f"{', '.join(missing)}: missing, needed beside {', '.join(sorted(there))}")
+        if not missing:
+            self._check_explicit()
+        if self.local_devices is not None and self.local_devices < 1:
+            raise ProcessesError(f"--local_devices={self.local_devices}: at least 1")
+        if not 1 <= self.peer_seconds < 24 * 3600:
+            raise ProcessesError(f"--peer_seconds={self.peer_seconds}: from 1 to below a day")
+
+    def _check_explicit(self) -> None:
+        assert self.num_processes is not None
+        assert self.process_id is not None
+        if self.distributed == "off":
+            raise ProcessesError("--distributed=off: contradicts --coordinator, --process_id and --num_processes")
+        if self.num_processes < 1:
+            raise ProcessesError(f"--num_processes={self.num_processes}: at least 1")
+        if not 0 <= self.process_id < self.num_processes:
+            raise ProcessesError(
+                f"--process_id={self.process_id}: from 0 to {self.num_processes - 1} (--num_processes - 1)"
+            )
+        host, _, port = self.coordinator.rpartition(":")
+        if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
+            raise ProcessesError(f"--coordinator={self.coordinator}: expected HOST:PORT")
+
+    def is_several(self, environment: Mapping[str, str]) -> bool:
+        """Whether there are other processes. Raises ProcessesError where the environment's words make no sense."""
+        if self.coordinator:
+            return self.num_processes != 1
+        if self.distributed != "auto":
+            return self.distributed == "on"
+        for name, count in MANY.items():
+            try:
+                if name in environment and count(environment[name]) > 1:
+                    return True
+            except ValueError as error:
+                raise ProcessesError(f"{name}={environment[name]!r}: not a number of processes") from error
+        return False
+
+
+def start(launch: Launch) -> None:
+    """Joins the run's other processes, if there are any; before anything asks jax for a device.
+
+    Raises:
+      ProcessesError: the others were not found, or this process has not the devices that `launch` says.
+    """
+    if launch.local_devices is not None:
+        jax.config.update("jax_num_cpu_devices", launch.local_devices)
+    if launch.is_several(os.environ):
+        jax.config.update("jax_cpu_collectives_implementation", "gloo")
+        # Its C++ handler would take SIGTERM away from `stages.interruption`, which agrees on the step itself.
+        jax.config.update("jax_enable_preemption_service", False)
+        try:
+            jax.distributed.initialize(
+                launch.coordinator or None,
+                launch.num_processes,
+                launch.process_id,
+                cluster_detection_method="deactivate" if launch.coordinator else None,
+                # Jax aborts by itself with a long trace: only if the watchdog below could not.
+                heartbeat_timeout_seconds=int(2 * launch.peer_seconds) + 10,
+            )
+        except (ValueError, RuntimeError) as error:
+            raise ProcessesError(f"the processes of this run did not find each other: {error}") from error
+        _Watchdog.of_this_process = _Watchdog(jax.process_index(), jax.process_count(), launch.peer_seconds)
+    if launch.local_devices is not None and jax.local_device_count() != launch.local_devices:
+        raise ProcessesError(
+            f"--local_devices={launch.local_devices}: this process has {jax.local_device_count()} "
+            f"({jax.local_devices()[0].device_kind})"
+        )
+
+
+def finish() -> None:
+    """At the end of all work: waits for the other processes, then lets them go."""
+    if _Watchdog.of_this_process is not None:
+        wait_for_all("finish")
+        _Watchdog.of_this_process.stop()
+        jax.distributed.shutdown()
+
+
+# Who does what --------------------------------------------------------------------------------------------------------
+
+
+def are_several() -> bool:
+    """Whether this process has joined others."""
+    return _Watchdog.of_this_process is not None
+
+
+def is_writer() -> bool:
+    """Whether this process writes the files of the run and shows its progress."""
+    return jax.process_index() == 0
+
+
+def by_writer(write: Callable[P, None]) -> Callable[P, None]:
+    """A function that writes files and does nothing else: in the other processes it does nothing."""
+
+    @functools.wraps(write)
+    def written(*args: P.args, **kwargs: P.kwargs) -> None:
+        if is_writer():
+            write(*args, **kwargs)
+
+    return written
+
+
+def own_part(items: Sequence[T]) -> list[tuple[int, T]]:
+    """Of work that any process can do, what this one does: every `process_count`-th item with its index."""
+    mine = range(jax.process_index(), len(items), jax.process_count())
+    return [(index, items[index]) for index in mine]
+
+
+def own_rows(sharding: Sharding, count: int) -> np.ndarray:
+    """[count] bool: which rows of a batch laid out so are this process's to read: every row is exactly one's."""
+    owner = np.full(count, np.iinfo(np.int64).max)
+    for device, (rows, *_) in sharding.devices_indices_map((count,)).items():
+        owner[rows] = np.minimum(owner[rows], device.process_index)
+    return owner == jax.process_index()
+
+
+# Arrays ---------------------------------------------------------------------------------------------------------------
+
+
+def place(array: Any, sharding: Sharding) -> jax.Array:
+    """A host array, the same in all processes, on the devices of `sharding`; each process places its shards."""
+    if sharding.is_fully_addressable:
+        return jax.device_put(array, sharding)
+    whole = np.asarray(array)
+    return jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index])
+
+
+def here(array: jax.Array, fill: float = 0) -> np.ndarray:
+    """What of an array lies on this process's devices, in its place; `fill` elsewhere."""
+    if array.is_fully_addressable or array.is_fully_replicated:
+        return np.asarray(array)
+    found = np.full(array.shape, fill, array.dtype)
+    for shard in array.addressable_shards:
+        found[shard.index] = np.asarray(shard.data)
+    return found
+
+
+def whole(array: jax.Array) -> np.ndarray:
+    """The array on every host; it passes through the memory of every device."""
+    if array.is_fully_addressable or array.is_fully_replicated:
+        return np.asarray(array)
+    return np.asarray(multihost_utils.process_allgather(array, tiled=True))
+
+
+def fill_in_rows(own: np.ndarray, arrays: Sequence[np.ndarray]) -> None:
+    """Completes host arrays of which every process has filled the rows marked by its `own` [N] bool."""
+    if jax.process_count() == 1:
+        return
+    for rows, parts in gather_objects((np.flatnonzero(own), [array[own] for array in arrays])):
+        for array, part in zip(arrays, parts, strict=True):
+            array[rows] = part
+
+
+# Objects and flags ----------------------------------------------------------------------------------------------------
+
+
+def gather_objects(mine: T) -> list[T]:
+    """What every process passes (anything that can be pickled), in the order of the processes."""
+    if jax.process_count() == 1:
+        return [mine]
+    data = np.frombuffer(pickle.dumps(mine, protocol=5), np.uint8)
+    sizes = multihost_utils.process_allgather(np.array([data.size], np.int64))[:, 0]
+    # Powers of two: few shapes, so few programs that move them.
+    piece = min(1 << int(sizes.max() - 1).bit_length(), GATHERED_BYTES // jax.process_count())
+    parts: list[list[bytes]] = [[] for _ in sizes]
+    for begin in range(0, int(sizes.max()), piece):
+        sent = np.zeros(piece, np.uint8)
+        own = data[begin : begin + piece]
+        sent[: own.size] = own
+        for part, got, size in zip(parts, multihost_utils.process_allgather(sent), sizes, strict=True):
+            part.append(got[: max(0, int(size) - begin)].tobytes())
+    return [pickle.loads(b"".join(part)) for part in parts]
+
+
+def gather_dicts(mine: Mapping[int, T]) -> dict[int, T]:
+    """The dictionaries of all processes as one, by ascending key; no key is in two of them."""
+    merged = {key: value for part in gather_objects(dict(mine)) for key, value in part.items()}
+    return {key: merged[key] for key in sorted(merged)}
+
+
+def ask_together(mine: Sequence[T], ask: Callable[[list[T]], Sequence[R]]) -> list[R]:
+    """What `ask`, called by all processes with the items of all of them, answers to this one's. Not called for none."""
+    parts = gather_objects(list(mine))
+    everyones = [item for part in parts for item in part]
+    before = sum(len(part) for part in parts[: jax.process_index()])
+    return list(ask(everyones)[before : before + len(mine)]) if everyones else []
+
+
+def from_writer(make: Callable[[], T]) -> T:
+    """What `make` returns, or raises, in the writer, in all processes: of files that only the writer surely sees.
+
+    Within `make` the writer is alone: there this is just a call.
+    """
+    if jax.process_count() == 1 or _Talk.writer_is_alone:
+        return make()
+    result: tuple[T | None, Exception | None] = (None, None)
+    if is_writer():
+        _Talk.writer_is_alone = True
+        try:
+            result = make(), None
+        except Exception as error:  # noqa: BLE001  (raised again below, in all processes)
+            result = None, error
+        finally:
+            _Talk.writer_is_alone = False
+    value, failure = gather_objects(result)[0]
+    if failure is not None:
+        raise failure
+    return value  # type: ignore[return-value]
+
+
+def wait_for_all(what: str) -> None:
+    """Returns once all processes are here; `what` tells one such place from another."""
+    if jax.process_count() > 1:
+        _client().wait_at_barrier(f"{_KEYS}/{what}", BARRIER_MILLISECONDS)
+
+
+def agree(flag: bool) -> bool:
+    """Whether any process has its flag set: the same answer in all of them. Does not touch the devices."""
+    if jax.process_count() == 1:
+        return flag
+    client = _client()
+    _Talk.agreements += 1
+    key = f"{_KEYS}/agree/{_Talk.agreements}"
+    if flag:
+        client.key_value_set(f"{key}/{jax.process_index()}", "1")
+    wait_for_all("agree")
+    return bool(client.key_value_dir_get(f"{key}/"))
+
+
+class _Talk:
+    """Where this process stands in what all say to each other."""
+
+    agreements = 0  # questions so far: an answer is never taken for another's
+    writer_is_alone = False  # in the function of a `from_writer`
+
+
+def _client() -> Any:
+    """The client of jax's coordination service; the public interface has no other way to a barrier on the host."""
+    from jax._src import distributed
+
+    return distributed.global_state.client
+
+
+# Ending together ------------------------------------------------------------------------------------------------------
+
+
+def leave(message: str, status: int) -> NoReturn:
+    """Ends this process with `status` and tells the others why, so that none of them waits for it."""
+    watchdog = _Watchdog.of_this_process
+    assert watchdog is not None
+    watchdog.stop()
+    _say(message)
+    with contextlib.suppress(Exception):  # whoever cannot be told is gone, or will miss the heartbeats
+        _client().key_value_set(f"{_KEYS}/ended/{watchdog.index}", f"{status} {message}")
+        time.sleep(2 * watchdog.interval + 1 if watchdog.index == 0 else 0)  # process 0 keeps what the others read
+    os._exit(status)  # jax's own shutdown would wait for processes that are gone
+
+
+def await_verdict(error: BaseException) -> None:
+    """After an operation that all processes take part in has failed: the watchdog ends this process, naming the one
+    that is gone. Returns if it was an error of another kind, or all are there."""
+    watchdog = _Watchdog.of_this_process
+    if watchdog is None or not _is_broken_connection(error):
+        return
+    watchdog.patience = min(watchdog.patience, 4 * watchdog.interval)
+    reason = str(error).strip().splitlines()[0][:200]
+    _say(f"lost the connection to another process ({reason}); looking which one has ended")
+    time.sleep(watchdog.patience + 3 * watchdog.interval)
+
+
+def _is_broken_connection(error: BaseException | None) -> bool:
+    """Whether a status of the runtime, rather than this program, stands at the root of an error."""
+    while error is not None:
+        if isinstance(error, jax.errors.JaxRuntimeError) or _STATUS.match(str(error)):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _say(message: str) -> None:
+    """Every process's errors go to its own stderr, under its number."""
+    process = _Watchdog.of_this_process
+    print(f"process {process.index if process else 0}: {message}", file=sys.stderr, flush=True)
+
+
+class _Watchdog:
+    """A thread that tells the others that this process lives, and ends it when another one does not, or has said why.
+
+    It goes on while the main thread compiles, computes, or waits in an operation of all that will never end.
+    """
+
+    of_this_process: _Watchdog | None = None
+
+    def __init__(self, index: int, count: int, patience: float) -> None:
+        """patience: seconds without a sign of life after which a process counts as dead."""
+        self.index, self.count, self.patience = index, count, patience
+        self.interval = min(2.0, patience / 5)
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="peers", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Watches no longer; the signs of life go out on the main thread's behalf no more either."""
+        self._stopped.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        heard = {other: ("", time.monotonic()) for other in range(self.count)}  # last sign, and when it was new
+        beat = 0
+        while not self._stopped.wait(self.interval):
+            beat += 1
+            try:
+                _client().key_value_set(f"{_KEYS}/alive/{self.index}", str(beat), allow_overwrite=True)
+                ended = _client().key_value_dir_get(f"{_KEYS}/ended/")
+                signs = dict(_client().key_value_dir_get(f"{_KEYS}/alive/"))
+            except (ValueError, RuntimeError):  # the service runs in process 0
+                self._end("process 0, which coordinates the run, has ended", PEER_LOST)
+            for key, text in ended:
+                status, _, message = text.partition(" ")
+                self._end(f"ends because process {key.rpartition('/')[2]} has ended: {message}", int(status))
+            now = time.monotonic()
+            for other, (last, since) in heard.items():
+                sign = signs.get(f"{_KEYS}/alive/{other}", "")
+                if sign != last:
+                    heard[other] = sign, now
+                elif now - since > self.patience:
+                    silence = f"has given no sign of life for {now - since:.0f} s"
+                    self._end(f"ends because process {other} {silence}", PEER_LOST)
+
+    def _end(self, message: str, status: int) -> NoReturn:
+        """Of this process, whatever its main thread does; what was saved is kept."""
+        _say(f"{message}. What was saved is kept: run the same command to go on")
+        os._exit(status)
