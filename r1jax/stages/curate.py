@@ -45,7 +45,7 @@ from r1jax.rewards.languages.language import check_language
 from r1jax.rollout import Completer, GradedRollout, measure
 from r1jax.settings import ConfigError, to_plain
 from r1jax.sharding import make_mesh
-from r1jax.stages.checks import Planned, check_asking, is_planned, known_policy, source_of
+from r1jax.stages.checks import Planned, check_asking, is_planned, known_policy, mesh_sizes, source_of
 from r1jax.stages.curate_config import GENERAL, CurateConfig, GeneralData
 from r1jax.stages.entries import (
     CONTAMINATED,
@@ -72,7 +72,7 @@ def check(config: CurateConfig, workdir: pathlib.Path, planned: Planned) -> None
     """Everything that can be known to be wrong before the stage starts."""
     model, tokenizer = known_policy(config.init, workdir, planned)
     asked, _ = _questions(config, _known(config))
-    _check_fit(config, make_mesh(config.mesh), model, tokenizer, asked)
+    _check_fit(config, make_mesh(mesh_sizes(config.mesh, model)), model, tokenizer, asked)
     check_rewards(config.rewards, {"source": asked}, workdir, planned)
     if config.rewrite is not None and config.rewrite.model is not None:
         try:
@@ -125,10 +125,10 @@ def _questions(config: CurateConfig, known: EvaluationQuestions) -> tuple[list[E
 
 def run(config: CurateConfig, workdir: pathlib.Path) -> None:
     """Curates; what is left behind stands at the head of this file. DataError if no sample is kept."""
-    mesh = make_mesh(config.mesh)
     known = _known(config)
     asked, refused = _questions(config, known)
     model, tokenizer = describe_source(config.init, workdir)
+    mesh = make_mesh(mesh_sizes(config.mesh, model))
     _check_fit(config, mesh, model, tokenizer, asked)
     began = time.monotonic()
     with Interruption() as interruption:

@@ -46,7 +46,7 @@ from r1jax.rollout import (
 )
 from r1jax.settings import ConfigError
 from r1jax.sharding import MeshConfig, make_mesh
-from r1jax.stages.checks import Planned, check_asking, known_policy, source_of
+from r1jax.stages.checks import Planned, check_asking, known_policy, mesh_sizes, source_of
 from r1jax.stages.graders import check_rewards, stage_grading
 from r1jax.stages.interruption import Interruption
 from r1jax.stages.policy import Policy, PolicySource, describe_source, load_policy
@@ -143,7 +143,7 @@ def check(config: EvaluateConfig, workdir: pathlib.Path, planned: Planned) -> No
     """Everything that can be known to be wrong before the stage starts."""
     model, tokenizer = known_policy(config.init, workdir, planned)
     examples = examples_of(config)
-    _check_fit(config, make_mesh(config.mesh), model, tokenizer, examples)
+    _check_fit(config, make_mesh(mesh_sizes(config.mesh, model)), model, tokenizer, examples)
     for index, source in enumerate(config.contamination):
         if isinstance(source, SourceConfig):
             source_of(f"contamination[{index}]", source)
@@ -202,9 +202,9 @@ def trained_on(config: EvaluateConfig, workdir: pathlib.Path) -> dict[str, Itera
 
 def run(config: EvaluateConfig, workdir: pathlib.Path) -> None:
     """Evaluates the policy of `config.init`; leaves `samples.jsonl` (every answer) and `summary.json`."""
-    mesh = make_mesh(config.mesh)
     examples = examples_of(config)
     model, tokenizer = describe_source(config.init, workdir)
+    mesh = make_mesh(mesh_sizes(config.mesh, model))
     _check_fit(config, mesh, model, tokenizer, examples)
     summary: dict[str, Any] = {"stage": "evaluate"}
     if config.contamination:

@@ -39,8 +39,8 @@ from r1jax.rewards.judges.safety_judge import SafetyJudge
 from r1jax.rollout import Completer, DecodingConfig, PromptConfig
 from r1jax.settings import ConfigError
 from r1jax.sharding import MeshConfig, make_mesh
-from r1jax.stages.checks import Planned, check_asking, known_policy, source_of
-from r1jax.stages.graders import check_judge, open_chat_model
+from r1jax.stages.checks import Planned, check_asking, known_policy, mesh_sizes, source_of
+from r1jax.stages.graders import check_judge, open_shared_chat_model
 from r1jax.stages.interruption import Interruption
 from r1jax.stages.policy import PolicySource, describe_source, load_policy
 from r1jax.stages.preference_data import (
@@ -118,7 +118,7 @@ def check(config: PreferencesConfig, workdir: pathlib.Path, planned: Planned) ->
     """Everything that can be known to be wrong before the stage starts; a judge behind an endpoint is asked once."""
     model, tokenizer = known_policy(config.init, workdir, planned)
     examples = source_of("source", config.source)
-    _check_fit(config, make_mesh(config.mesh), model, tokenizer, examples)
+    _check_fit(config, make_mesh(mesh_sizes(config.mesh, model)), model, tokenizer, examples)
     if config.judge is not None:
         try:
             check_judge(config.judge, workdir)
@@ -142,9 +142,9 @@ def _check_fit(
 
 def run(config: PreferencesConfig, workdir: pathlib.Path) -> None:
     """Leaves `pairs.jsonl`, `labels.jsonl` (what there are of them), the card, and `summary.json`."""
-    mesh = make_mesh(config.mesh)
     examples = source_of("source", config.source)
     model, tokenizer = describe_source(config.init, workdir)
+    mesh = make_mesh(mesh_sizes(config.mesh, model))
     _check_fit(config, mesh, model, tokenizer, examples)
     with Interruption() as interruption:
         answered, sampling = respond(config, workdir, mesh, examples, interruption)

@@ -26,7 +26,7 @@ from r1jax.model.transformer import param_count
 from r1jax.optim import OptimizerConfig
 from r1jax.processes import from_writer
 from r1jax.sharding import MeshConfig, make_mesh
-from r1jax.stages.checks import Planned, check_trainable
+from r1jax.stages.checks import Planned, check_trainable, mesh_sizes
 from r1jax.stages.interruption import Interruption
 from r1jax.stages.next_token import BalanceConfig, Trainer, Training, check_rows, fit, training_cost
 from r1jax.stages.policy import ModelChoice, save_policy
@@ -83,7 +83,7 @@ def check(config: PretrainConfig, workdir: pathlib.Path, planned: Planned) -> Mo
     """Everything that can be known to be wrong before the stage starts. Returns the model it will leave."""
     model = config.model.build(vocab_size=config.tokenizer.vocab_size)
     check_trainable(model)
-    check_rows(config.rows, config.micro_rows, config.row_length, model, make_mesh(config.mesh))
+    check_rows(config.rows, config.micro_rows, config.row_length, model, make_mesh(mesh_sizes(config.mesh, model)))
     return model
 
 
@@ -96,8 +96,7 @@ def run(
 
     `described` is called before training starts, once the tokenizer is known; it may refuse by an error.
     """
-    mesh = make_mesh(config.mesh)
-    check(config, workdir, {})
+    mesh = make_mesh(mesh_sizes(config.mesh, check(config, workdir, {})))
     documents = list(write_corpus(config.corpus))
     tokenizer = corpus_tokenizer(config, documents, workdir)
     model = config.model.build(vocab_size=tokenizer.vocab_size)

@@ -42,8 +42,8 @@ from r1jax.optim import OptimizerConfig, learning_rate_schedule, make_optimizer
 from r1jax.processes import from_writer
 from r1jax.rollout import PromptConfig
 from r1jax.settings import ConfigError
-from r1jax.sharding import MeshConfig, make_mesh, replicate, shard_batch
-from r1jax.stages.checks import Planned, check_divides, check_trainable, is_planned, known_policy
+from r1jax.sharding import MeshConfig, make_mesh, shard_batch
+from r1jax.stages.checks import Planned, check_divides, check_trainable, is_planned, known_policy, mesh_sizes
 from r1jax.stages.interruption import Interruption
 from r1jax.stages.policy import Policy, PolicySource, describe_policy, describe_source, load_policy
 from r1jax.stages.reward_data import Batches, Units, encode_units, read_data, split_by_prompt
@@ -135,7 +135,8 @@ def check(config: RewardModelConfig, workdir: pathlib.Path, planned: Planned) ->
         raise ConfigError(
             f"max_length: {config.max_length} exceeds the model's context, max_positions = {model.max_positions}"
         )
-    mesh = make_mesh(config.mesh)
+    mesh = make_mesh(mesh_sizes(config.mesh, model))
+    check_mesh(model, mesh, config.max_length)
     check_divides("micro_rows", config.micro_rows, mesh)
     check_divides("score_batch", config.score_batch, mesh)
     if not any(is_planned(path, planned) for path in config.paths(workdir)):
@@ -227,9 +228,9 @@ def batch_metrics(total: Accumulated) -> dict[str, Array]:
 
 def run(config: RewardModelConfig, workdir: pathlib.Path) -> None:
     """Trains, and leaves the reward model, its calibration and `summary.json` in `workdir`."""
-    mesh = make_mesh(config.mesh)
     check(config, workdir, {})
     model, tokenizer = describe_source(config.init, workdir)
+    mesh = make_mesh(mesh_sizes(config.mesh, model))
     model = scored_model(model)
     items = read_data(config.kind, config.paths(workdir))
     held_out = split_by_prompt(items, config.held_out, config.seed)

@@ -60,7 +60,15 @@ from r1jax.rollout import (
 )
 from r1jax.settings import ConfigError
 from r1jax.sharding import make_mesh, shard_batch
-from r1jax.stages.checks import Planned, check_asking, check_divides, check_trainable, known_policy, source_of
+from r1jax.stages.checks import (
+    Planned,
+    check_asking,
+    check_divides,
+    check_trainable,
+    known_policy,
+    mesh_sizes,
+    source_of,
+)
 from r1jax.stages.experience import Collector, MiniBatch, Questions, attach_logprobs, make_minibatches, remove_stored
 from r1jax.stages.graders import check_comparable, check_rewards, stage_grading
 from r1jax.stages.interruption import Interruption
@@ -186,9 +194,9 @@ class Trainer:
 
 def run(config: RLConfig, workdir: pathlib.Path) -> None:
     """Runs RL from the policy of `config.init`; leaves the new policy, metrics, samples and `summary.json`."""
-    mesh = make_mesh(config.mesh)
     sources = sources_of(config)
     model, tokenizer = describe_source(config.init, workdir)
+    mesh = make_mesh(mesh_sizes(config.mesh, model))
     check_fit(config, mesh, sources, model, tokenizer)
     policy = load_policy(config.init, workdir, mesh)
     describe_policy(workdir, policy)
@@ -201,7 +209,7 @@ def check(config: RLConfig, workdir: pathlib.Path, planned: Planned) -> ModelCon
     """Everything that can be known to be wrong before the stage starts. Returns the model it will leave."""
     model, tokenizer = known_policy(config.init, workdir, planned)
     sources = sources_of(config)
-    check_fit(config, make_mesh(config.mesh), sources, model, tokenizer)
+    check_fit(config, make_mesh(mesh_sizes(config.mesh, model)), sources, model, tokenizer)
     check_rewards(
         config.rewards, sources, workdir, planned
     )  # runs programs and asks judges: once, and not again in `run`
@@ -230,6 +238,7 @@ def check_fit(
         if len(sources.get(name, range(config.prompts))) < config.prompts:
             raise ConfigError(f"{name}: {len(sources[name])} examples are fewer than prompts = {config.prompts}")
     check_trainable(model)
+    check_mesh(model, mesh, config.row_length)
     check_divides("micro_rows", config.micro_rows, mesh)
     check_asking(config.prompt, config.decoding, mesh, model, tokenizer, sources, config.group_size)
     check_comparable("evaluation.source", config.rewards, sources.get("evaluation.source", ()))
@@ -238,7 +247,6 @@ def check_fit(
 class Loop:
     """One RL run: the pieces, and the loop over rollouts."""
 
-    check_mesh(model, mesh, config.row_length)
     def __init__(
         self,
         config: RLConfig,

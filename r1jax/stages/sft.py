@@ -31,7 +31,7 @@ from r1jax.model.transformer import Transformer, param_count
 from r1jax.processes import from_writer
 from r1jax.settings import ConfigError
 from r1jax.sharding import make_mesh, shard_batch
-from r1jax.stages.checks import Planned, check_trainable, is_planned, known_policy
+from r1jax.stages.checks import Planned, check_trainable, is_planned, known_policy, mesh_sizes
 from r1jax.stages.interruption import Interruption
 from r1jax.stages.next_token import Trainer, Training, check_rows, fit, training_cost
 from r1jax.stages.policy import describe_policy, describe_source, load_policy, save_policy
@@ -48,7 +48,7 @@ VALIDATION_LOSS = "eval/loss"
 def check(config: SFTConfig, workdir: pathlib.Path, planned: Planned) -> ModelConfig:
     """Everything that can be known to be wrong before the stage starts. Returns the model it will leave."""
     model, tokenizer = known_policy(config.init, workdir, planned)
-    check_model(config, model, make_mesh(config.mesh))
+    check_model(config, model, make_mesh(mesh_sizes(config.mesh, model)))
     check_data(config, workdir, planned, tokenizer)
     return model
 
@@ -138,8 +138,8 @@ class HeldOut:
 
 def run(config: SFTConfig, workdir: pathlib.Path) -> None:
     """Trains the policy of `config.init`; leaves the new policy, metrics and `summary.json`."""
-    mesh = make_mesh(config.mesh)
     model, tokenizer = describe_source(config.init, workdir)
+    mesh = make_mesh(mesh_sizes(config.mesh, model))
     check_model(config, model, mesh)
     check_paths(config, workdir)
     data, training = prepare(config, workdir, tokenizer)
