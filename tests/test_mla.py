@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
+from r1jax.model.attention_choice import latent_attention
 from r1jax.model.cache import MLACache
-from r1jax.model.mla import absorbed_attention, expanded_attention
+from r1jax.model.config import MLAConfig, ModelConfig, RopeConfig
+from r1jax.model.mla import absorbed_attention
 from r1jax.model.outputs import Context
 from r1jax.model.rope import Rotation
 
@@ -42,11 +45,23 @@ def equations(x: dict[str, np.ndarray], segment_ids: np.ndarray) -> np.ndarray:
     return out
 
 
-def test_expanded_form_equals_the_equations() -> None:
+@pytest.mark.parametrize("impl", ["plain", "chunked"])
+def test_expanded_form_equals_the_equations(impl: str) -> None:
     x = make_inputs()
+    cfg = ModelConfig(
+        vocab_size=8,
+        width=8,
+        num_dense_layers=1,
+        ffn_dim=8,
+        attention=MLAConfig(N, None, C, NOPE, R, V),
+        rope=RopeConfig(),
+        attention_impl=impl,
+        attention_query_chunk=3,
+        attention_key_chunk=2,
+    )
     segment_ids = np.array([[1, 1, 1, 2, 2, 3, 3], [0, 0, 1, 1, 1, 1, 1], [1, 1, 2, 2, 2, 0, 0]])
     context = Context(rotation=Rotation(jnp.zeros(0), jnp.zeros(0)), segment_ids=jnp.asarray(segment_ids))
-    got = expanded_attention(**x, context=context, scale=SCALE)
+    got = latent_attention(cfg, None, **x, context=context, scale=SCALE)
     np.testing.assert_allclose(got, equations(x, segment_ids), atol=2e-6)
     assert (np.asarray(got)[segment_ids == 0] == 0).all()
 

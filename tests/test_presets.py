@@ -55,7 +55,7 @@ def test_unknown_names_are_errors_that_list_the_known_ones() -> None:
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("remat", "full", r"remat is 'full', expected one of \('none', 'block'\)"),
+        ("remat", "full", r"remat is 'full', expected one of \('none', 'dots', 'attention', 'block', 'offload'\)"),
         ("dtype", "float16", "dtype is 'float16'"),
         ("mtp_depth", 2, r"mtp_depth is 2, expected one of \(0, 1\)"),
         ("num_moe_layers", 1, "moe must be given"),

@@ -22,11 +22,8 @@ import numpy as np
 from flax import struct
 from jax.ad_checkpoint import checkpoint_name
 
-from r1jax.model.layers import MASKED_SCORE
+from r1jax.model.layers import ATTENTION, MASKED_SCORE
 from r1jax.types import Array
-
-ATTENTION_RESULTS = ("attention_out", "attention_log_sum")
-"""Names of what the backward pass needs of the forward one: a remat policy that keeps them repeats no attention."""
 
 Expand = Callable[[Any, Any], tuple[Array, Array]]
 """(a chunk of what keys and values are made of, leaves [B, u, ...], and weights) -> k [B, K, u, H], v [B, K, u, Hv]."""
@@ -236,7 +233,7 @@ def _attend_forward(
     (total, largest, norm), _ = jax.lax.scan(key_step, empty, (source, keys, needed))
     out = (total / jnp.where(norm > 0, norm, 1.0)[..., None]).astype(v.dtype)
     log_sum = largest + jnp.log(jnp.where(norm > 0, norm, 1.0))
-    out, log_sum = (checkpoint_name(x, name) for x, name in zip((out, log_sum), ATTENTION_RESULTS, strict=True))
+    out, log_sum = (checkpoint_name(x, ATTENTION) for x in (out, log_sum))
     return out, (q, source, weights, queries, keys, needed, out, log_sum)
 
 

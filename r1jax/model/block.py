@@ -6,12 +6,13 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import Mesh
 
 from r1jax.model.cache import LayerCache
 from r1jax.model.config import MLAConfig, ModelConfig
 from r1jax.model.gqa import GQA
-from r1jax.model.layers import GatedMLP, RMSNorm
+from r1jax.model.layers import ATTENTION, GatedMLP, RMSNorm
 from r1jax.model.mla import MLA
 from r1jax.model.moe import MoE, MoEAux
 from r1jax.model.outputs import Context
@@ -19,6 +20,7 @@ from r1jax.sharding import constrain
 from r1jax.types import Array
 
 ACTIVATIONS = ("batch", "length", "act_embed")
+BLOCK_INPUT = "block_input"  # name for remat policies
 
 
 class Block(nn.Module):
@@ -36,7 +38,7 @@ class Block(nn.Module):
     def __call__(
         self, x: Array, cache: LayerCache | None, context: Context
     ) -> tuple[Array, tuple[LayerCache | None, MoEAux | None]]:
-        x = constrain(x, self.mesh, ACTIVATIONS)
+        x = checkpoint_name(constrain(x, self.mesh, ACTIVATIONS), BLOCK_INPUT)
         attention: Any = MLA if isinstance(self.cfg.attention, MLAConfig) else GQA
         normed = RMSNorm(self.cfg, self.cfg.norm_eps, name="attn_norm")(x)
         with jax.named_scope("attention"):
@@ -54,6 +56,28 @@ class Block(nn.Module):
         return x, (None if cache is None else entries, aux)
 
 
-def block_class(cfg: ModelConfig) -> Any:
-    """`Block`, recomputed in the backward pass if the configuration says so."""
-    return nn.remat(Block, prevent_cse=False) if cfg.remat == "block" else Block
+def block_class(cfg: ModelConfig, scanned: bool = True) -> Any:
+    """`Block`, of which the backward pass finds what `cfg.remat` keeps and computes the rest again.
+
+    scanned: a loop over layers keeps the two computations apart by itself; elsewhere the compiler must be told not to
+    merge them again.
+    """
+    if cfg.remat == "none":
+        return Block
+    return nn.remat(Block, policy=remat_policy(cfg.remat), prevent_cse=not scanned)
+
+
+def remat_policy(name: str) -> Any:
+    """The `jax.checkpoint` policy behind a key of `model.config.REMAT`; None keeps the block's input alone."""
+    policies = jax.checkpoint_policies
+    return {
+        "dots": policies.checkpoint_dots_with_no_batch_dims,
+        "attention": policies.save_only_these_names(ATTENTION),
+        "block": None,
+        "offload": policies.save_and_offload_only_these_names(
+            names_which_can_be_saved=[],
+            names_which_can_be_offloaded=[BLOCK_INPUT],
+            offload_src="device",
+            offload_dst="pinned_host",
+        ),
+    }[name]

@@ -4,6 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 
+REMAT = {
+    "none": "everything that the backward pass needs",
+    "dots": "results of products with parameters (not those of attention and experts); the rest is computed again",
+    "attention": "the block's input and, of 'chunked' and the TPU's 'kernel', what spares a second forward pass",
+    "block": "the block's input; all of the block is computed again",
+    "offload": "the block's input, in the host's memory; all of the block is computed again",
+}
+"""What of a block is kept until its backward pass, from the most memory on the device to the least."""
+
+ATTENTION = {
+    "auto": "'plain' for rows within one chunk of queries and keys; longer ones: 'kernel' where there is one, else "
+    "'chunked'",
+    "plain": "all scores [T, T] at once",
+    "chunked": "blocks of queries against chunks of keys; MLA builds keys and values chunk by chunk",
+    "kernel": "a Pallas kernel, refused where it cannot do what is asked",
+}
+"""How attention is computed; the results differ by rounding."""
+
 
 @dataclasses.dataclass(frozen=True)
 class YarnConfig:
@@ -74,7 +92,9 @@ class MoEConfig:
     normalize_gates: bool = True
     routed_scaling: float = 1.0
     selection_bias: bool = True  # the auxiliary-loss-free balancing bias exists
-    tile_size: int = 32  # rows per tile of the grouped expert product on the CPU
+    tile_size: int = 32  # fewest rows per tile of the grouped expert product
+    exchange: str = "auto"  # along the expert axis: 'ragged', 'dense', or 'auto': ragged on TPU and GPU, else dense
+    buffer_factor: float = 1.5  # rows a device takes from others at a time, over the balanced share; then more rounds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +116,10 @@ class ModelConfig:
     init_std: float = 0.006
     dtype: str = "float32"  # of activations
     param_dtype: str = "float32"
-    remat: str = "none"  # 'none' or 'block': recompute each block's activations in the backward pass
+    remat: str = "none"  # what the forward pass keeps of a block for the backward one: a key of `REMAT`
+    attention_impl: str = "auto"  # a key of `ATTENTION`, for rows in one piece (training, log-probs, prefill)
+    attention_query_chunk: int = 1024  # of 'chunked': queries x keys whose scores are in memory at a time
+    attention_key_chunk: int = 1024
 
     @property
     def num_layers(self) -> int:
@@ -104,13 +127,17 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         for field, value, allowed in (
-            ("remat", self.remat, ("none", "block")),
+            ("remat", self.remat, tuple(REMAT)),
+            ("attention_impl", self.attention_impl, tuple(ATTENTION)),
             ("dtype", self.dtype, ("float32", "bfloat16")),
             ("param_dtype", self.param_dtype, ("float32", "bfloat16")),
             ("mtp_depth", self.mtp_depth, (0, 1)),
         ):
             if value not in allowed:
                 raise ValueError(f"{field} is {value!r}, expected one of {allowed}")
+        for field in ("attention_query_chunk", "attention_key_chunk"):
+            if getattr(self, field) < 1:
+                raise ValueError(f"{field} is {getattr(self, field)}, expected at least 1 token")
         if self.num_moe_layers and self.moe is None:
             raise ValueError(f"num_moe_layers is {self.num_moe_layers}, so moe must be given")
         if isinstance(self.attention, GQAConfig) and self.attention.num_heads % self.attention.num_kv_heads:

@@ -6,9 +6,10 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from r1jax.model.attention_choice import attention
 from r1jax.model.cache import GQACache, after
 from r1jax.model.config import GQAConfig, ModelConfig
-from r1jax.model.layers import Linear, RMSNorm, causal_attention, masked_softmax
+from r1jax.model.layers import Linear, RMSNorm, masked_softmax
 from r1jax.model.outputs import Context
 from r1jax.model.rope import apply_rope
 from r1jax.sharding import constrain
@@ -42,7 +43,7 @@ class GQA(nn.Module):
         if context.slots is None:
             q = constrain(q, self.mesh, ("batch", "length", "act_heads", "act_head_dim"))
             k, v = (constrain(y, self.mesh, ("batch", "kv_length", "act_kv_heads", "act_head_dim")) for y in (k, v))
-            out = causal_attention(q, k, v, context.segment_ids, context.parent_ids, scale)
+            out = attention(self.cfg, self.mesh, q, k, v, context, scale)
         else:
             assert cache is not None
             out = cached_attention(q, k, v, cache, context.slots, scale)

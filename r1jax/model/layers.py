@@ -12,6 +12,7 @@ from r1jax.model.config import ModelConfig
 from r1jax.types import Array
 
 MASKED_SCORE = -1e30  # finite, so that a row without any visible key gives no NaN
+ATTENTION = "attention"  # name, for a remat policy, of what attention's backward pass needs of its forward one
 
 
 def normal_init(cfg: ModelConfig) -> nn.initializers.Initializer:

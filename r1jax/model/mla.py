@@ -10,9 +10,10 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from r1jax.model.attention_choice import latent_attention
 from r1jax.model.cache import MLACache, after
 from r1jax.model.config import MLAConfig, ModelConfig
-from r1jax.model.layers import Linear, RMSNorm, causal_attention, masked_softmax, normal_init, parameter
+from r1jax.model.layers import Linear, RMSNorm, masked_softmax, normal_init, parameter
 from r1jax.model.outputs import Context
 from r1jax.model.rope import apply_rope, mla_softmax_scale
 from r1jax.sharding import constrain
@@ -58,7 +59,7 @@ class MLA(nn.Module):
             queries, latent = ("batch", "length", "act_heads", "act_head_dim"), ("batch", "kv_length", "act_latent")
             q_nope, q_pe = (constrain(q, self.mesh, queries) for q in (q_nope, q_pe))
             c_kv, k_pe = (constrain(y, self.mesh, latent) for y in (c_kv, k_pe))
-            out = expanded_attention(q_nope, q_pe, c_kv, k_pe, up, context, scale)
+            out = latent_attention(self.cfg, self.mesh, q_nope, q_pe, c_kv, k_pe, up, context, scale)
         else:
             assert cache is not None
             out = absorbed_attention(q_nope, q_pe, c_kv, k_pe, up, cache, context.slots, scale)
@@ -77,17 +78,6 @@ class MLA(nn.Module):
             q = Linear(self.cfg, heads, ("q_lora", "heads", "head_dim"), name="q_b")(c_q)
         q_nope, q_pe = jnp.split(q, [att.qk_nope_head_dim], axis=-1)
         return q_nope, apply_rope(q_pe, context.rotation, self.cfg.rope.interleaved)
-
-
-def expanded_attention(
-    q_nope: Array, q_pe: Array, c_kv: Array, k_pe: Array, up: Array, context: Context, scale: float
-) -> Array:
-    """V3 eq. 1-11 as written. q [B, T, N, *], c_kv [B, T, C], k_pe [B, T, R], up [C, N, nope + v] -> [B, T, N, v]."""
-    k_nope, v = jnp.split(jnp.einsum("btc,cnh->btnh", c_kv, up), [q_nope.shape[-1]], axis=-1)
-    k_pe = jnp.broadcast_to(k_pe[:, :, None, :], (*k_nope.shape[:3], k_pe.shape[-1]))
-    q = jnp.concatenate([q_nope, q_pe], axis=-1)
-    k = jnp.concatenate([k_nope, k_pe], axis=-1)
-    return causal_attention(q, k, v, context.segment_ids, context.parent_ids, scale)
 
 
 def absorbed_attention(

@@ -38,6 +38,8 @@ class MTP(nn.Module):
             RMSNorm(self.cfg, self.cfg.norm_eps, name="hidden_norm")(hidden),
         ]
         x = Linear(self.cfg, (self.cfg.width,), (None, "embed"), name="proj")(jnp.concatenate(normed, axis=-1))
-        block = block_class(self.cfg)(self.cfg, self.mesh, use_moe=self.cfg.num_moe_layers > 0, name="block")
+        block = block_class(self.cfg, scanned=False)(
+            self.cfg, self.mesh, use_moe=self.cfg.num_moe_layers > 0, name="block"
+        )
         x, (_, aux) = block(x, None, context.replace(segment_ids=jnp.where(has_next, ids, 0)))  # type: ignore[attr-defined]
         return RMSNorm(self.cfg, self.cfg.norm_eps, name="norm")(x), aux

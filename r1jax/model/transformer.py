@@ -6,6 +6,7 @@ A active experts.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 
 import flax.linen as nn
@@ -152,7 +153,12 @@ def stacked_aux(moe_aux: MoEAux | None, tokens: Array) -> Aux:
 def abstract_params(cfg: ModelConfig) -> Params:
     """The shapes of all parameters, boxed with the names of their axes; nothing is allocated. Not to be changed."""
     tokens = jnp.zeros((1, 2), jnp.int32)
-    return jax.eval_shape(Transformer(cfg).init, jax.random.key(0), tokens, tokens)["params"]
+    return jax.eval_shape(Transformer(_without_kernel(cfg)).init, jax.random.key(0), tokens, tokens)["params"]
+
+
+def _without_kernel(cfg: ModelConfig) -> ModelConfig:
+    """The same parameters, on a platform that may have no attention kernel."""
+    return dataclasses.replace(cfg, attention_impl="plain")
 
 
 def init_params(cfg: ModelConfig, key: Array, mesh: Mesh | None = None) -> Params:
@@ -160,7 +166,7 @@ def init_params(cfg: ModelConfig, key: Array, mesh: Mesh | None = None) -> Param
     tokens = jnp.zeros((1, 2), jnp.int32)
 
     def init(key: Array) -> Params:
-        return meta.unbox(Transformer(cfg).init(key, tokens, tokens)["params"])
+        return meta.unbox(Transformer(_without_kernel(cfg)).init(key, tokens, tokens)["params"])
 
     shardings = None if mesh is None else param_shardings(mesh, abstract_params(cfg))
     return jax.jit(init, out_shardings=shardings)(key)

@@ -62,7 +62,14 @@ def _as_dict(model: ModelConfig) -> dict[str, Any]:
     return dataclasses.asdict(model)
 
 
-FREE_FIELDS = ("dtype", "param_dtype", "remat")
+FREE_FIELDS = (
+    "dtype",
+    "param_dtype",
+    "remat",
+    "attention_impl",
+    "attention_query_chunk",
+    "attention_key_chunk",
+)
 """Of ModelConfig: how a model is computed, not which model it is."""
 
 

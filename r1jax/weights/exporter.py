@@ -42,6 +42,9 @@ NOT_COMPARED: dict[str, Any] = {
     "param_dtype": "float32",
     "dtype": "float32",
     "remat": "none",
+    "attention_impl": "auto",
+    "attention_query_chunk": 1024,
+    "attention_key_chunk": 1024,
     "init_std": 0.0,
     "vocab_size": 0,
 }
