@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -11,19 +10,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.core import meta
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 
-from r1jax.model.cache import LayerCache, MLACache
 from r1jax.model.config import ModelConfig
-from r1jax.model.transformer import abstract_params
-from r1jax.sampling.decode import Decoder, DecodeState, SamplingConfig, cache_slots, chunk_ends, grow, merge
+from r1jax.processes import fill_in_rows, here, own_rows
+from r1jax.sampling.decode import Decoder, DecodeState, SamplingConfig
+from r1jax.sampling.programs import Programs
 from r1jax.sampling.stop import stop_table
 from r1jax.sharding import (
     batch_sharding,
     batch_shards,
-    logical_sharding,
-    param_shardings,
+    decoding_mesh,
     replicate,
     shard_batch,
 )
@@ -51,19 +48,6 @@ def _check_lengths(lengths: np.ndarray, width: int) -> None:
         raise ValueError(f"prompt of row {row} has {lengths[row]} tokens, more than the prompt width {width}")
 
 
-def state_shardings(mesh: Mesh, state: DecodeState) -> DecodeState:
-    """Where a decode state lives: its rows, those of the cache included, split over the batch axes of the mesh."""
-
-    def layers(cache: LayerCache | None) -> Any:
-        heads = None if isinstance(cache, MLACache) else "act_kv_heads"
-        return jax.tree.map(
-            lambda x: logical_sharding(mesh, (None, "batch", heads, None, None)[: x.ndim], x.shape), cache
-        )
-
-    placed: Any = jax.tree.map(lambda x: batch_sharding(mesh, x.ndim), state)
-    return placed.replace(cache=placed.cache.replace(dense=layers(state.cache.dense), moe=layers(state.cache.moe)))
-
-
 UNUSED = -1  # in place of a row's number: it only fills up a block
 
 
@@ -72,7 +56,7 @@ class Block:
     """Rows that are decoded together."""
 
     state: DecodeState
-    rows: np.ndarray  # [B of this process] int, each row's number in the call, or UNUSED
+    rows: np.ndarray  # [B] int, each row's number in the call, or UNUSED
 
     def after(self, state: DecodeState) -> Block:
         """The same rows in a later state."""
@@ -80,10 +64,10 @@ class Block:
 
     def live(self) -> np.ndarray:
         """The places in the block of rows that are not done."""
-        return np.flatnonzero(~_local_rows(self.state.done))
+        return np.flatnonzero(~here(self.state.done))
 
     def write(self, rollout: Rollout) -> None:
-        """Copies what was drawn so far to the call's host arrays."""
+        """Copies what was drawn so far to the call's host arrays, as far as it lies on this process's devices."""
         used = self.rows != UNUSED
         rows, state = self.rows[used], self.state
         records: Any = (
@@ -95,7 +79,7 @@ class Block:
         )
         for record, drawn in records:
             if record is not None:
-                record[rows] = _local_rows(drawn)[used]
+                record[rows] = here(drawn)[used]
 
 
 class Sampler:
@@ -128,7 +112,7 @@ class Sampler:
 
         Args:
           model_cfg: the model's configuration.
-          mesh: devices; rows and cache are split over its batch axes. None: one device.
+          mesh: devices; rows and cache are split over its batch axes and the sequence axis. None: one device.
           sampling_cfg: how to draw.
           prompt_width: P, the longest prompt.
           batch_size: B, rows of a block.
@@ -145,6 +129,7 @@ class Sampler:
                 f"prompt_width {prompt_width} + max_new_tokens {sampling_cfg.max_new_tokens} = {longest} exceeds the "
                 f"model's max_positions {model_cfg.max_positions}"
             )
+        mesh = None if mesh is None else decoding_mesh(mesh)
         shards = 1 if mesh is None else batch_shards(mesh)
         if batch_size % (shards * group_size):
             raise ValueError(
@@ -158,18 +143,11 @@ class Sampler:
         self.group_size = group_size
         table = stop_table(model_cfg.vocab_size, sampling_cfg.stop_tokens, sampling_cfg.stop_strings, token_bytes)
         self._stops = jnp.asarray(table) if mesh is None else replicate(mesh, table)
-        self._ends = chunk_ends(sampling_cfg)
-        self._rows = batch_size // jax.process_count()  # rows of a block that this process brings
-        self._decoder = Decoder(model_cfg, sampling_cfg, mesh, jax.config.jax_default_prng_impl)  # type: ignore[attr-defined]
+        own = np.ones(batch_size, bool) if mesh is None else own_rows(batch_sharding(mesh, 1), batch_size)
+        self._own = own  # rows of a block that this process reads
+        decoder = Decoder(model_cfg, sampling_cfg, mesh, jax.config.jax_default_prng_impl)  # type: ignore[attr-defined]
+        self.abstract = Programs(decoder, prompt_width, batch_size, group_size, len(table))
         self._programs: dict[tuple[str, int], Any] = {}
-
-    @functools.cached_property
-    def _params(self) -> Params:
-        """Shapes and shardings of the parameters."""
-        boxed = abstract_params(self.model_cfg)
-        if self.mesh is None:
-            return meta.unbox(boxed)
-        return jax.tree.map(_placed, meta.unbox(boxed), param_shardings(self.mesh, boxed))
 
     @property
     def compile_count(self) -> int:
@@ -194,11 +172,12 @@ class Sampler:
           keys: [N] random keys, one per row.
           max_new_tokens: a limit on the response below the configured one.
           finished: called with the rollout so far and the numbers of rows that are done, every row once, while others
-            are still drawn; of these rows `response_tokens` and `response_lengths` are final, all else is not.
+            are still drawn; of these rows `response_tokens` and `response_lengths` are final, all else is not. With
+            several processes it is told of the rows on this one's devices; a group of rows is never on several.
 
         Returns:
-          `Rollout` with host arrays of width L = the configured max_new_tokens. With several processes, each passes
-          and gets its own rows; all must pass the same number.
+          `Rollout` with host arrays of width L = the configured max_new_tokens. With several processes, all pass and
+          get the same.
 
         Raises:
           ValueError: a prompt is empty or longer than P; a token is outside the vocabulary; the shapes do not match;
@@ -208,7 +187,8 @@ class Sampler:
         limit = self.cfg.max_new_tokens if max_new_tokens is None else max_new_tokens
         self._check(prompts, lengths, keys, limit)
         rollout = self._empty(prompts, lengths)
-        told = np.zeros(len(prompts), bool)
+        own = np.resize(self._own, len(prompts))
+        told = ~own  # of other processes' rows they are told
         blocks: list[Block] = []
         for blocks in self._steps(params, rollout, keys, limit):
             if finished is not None:
@@ -217,6 +197,7 @@ class Sampler:
             block.write(rollout)
         if finished is not None and not told.all():
             finished(rollout, np.flatnonzero(~told))
+        fill_in_rows(own, jax.tree.leaves(rollout.replace(prompt_tokens=None, prompt_lengths=None)))  # type: ignore[attr-defined]
         return rollout
 
     def _tell(
@@ -229,12 +210,12 @@ class Sampler:
         """Tells of rows that are done and were not told of (marked in `told`), a good part of a block at a time, so
         that a large block's tokens do not travel for every row."""
         for block in blocks:
-            done = _local_rows(block.state.done) & (block.rows != UNUSED)
+            done = here(block.state.done) & (block.rows != UNUSED)
             new = np.flatnonzero(done)[~told[block.rows[done]]]
-            if 8 * len(new) >= len(block.rows):
+            if 8 * len(new) >= np.count_nonzero(self._own):
                 rows = block.rows[new]
-                rollout.response_tokens[rows] = _local_rows(block.state.tokens)[new]
-                rollout.response_lengths[rows] = _local_rows(block.state.lengths)[new]
+                rollout.response_tokens[rows] = here(block.state.tokens)[new]
+                rollout.response_lengths[rows] = here(block.state.lengths)[new]
                 told[rows] = True
                 finished(rollout, rows)
 
@@ -264,11 +245,12 @@ class Sampler:
         rollout: has the prompts, and gets what rows drew that are no longer among the blocks.
         """
         if self.mesh is not None:
-            params = jax.device_put(params, jax.tree.map(lambda x: x.sharding, self._params))  # mostly there already
+            shardings = jax.tree.map(lambda x: x.sharding, self.abstract.params)
+            params = jax.device_put(params, shardings)  # mostly there already
         blocks = self._prefill(params, rollout.prompt_tokens, rollout.prompt_lengths, keys)
         yield blocks
-        step, have = 1, next(iter(self._ends), 1)  # tokens drawn, and the chunk that the caches are made for
-        for end in self._ends:
+        step, have = 1, next(iter(self.abstract.ends), 1)  # tokens drawn, and the chunk that the caches are made for
+        for end in self.abstract.ends:
             while step < min(end, limit) and any(int(block.state.active) for block in blocks):
                 blocks = self._regroup(blocks, have, rollout)
                 if have != end:
@@ -282,11 +264,11 @@ class Sampler:
     def warmup(self) -> int:
         """Compiles every program that any call can need, and runs none of them; returns `compile_count`."""
         self._program("prefill", 1)
-        for end in self._ends:
+        for end in self.abstract.ends:
             self._program("decode", end)
             if jax.process_count() == 1:
                 self._program("merge", end)
-            if end != self._ends[0]:
+            if end != self.abstract.ends[0]:
                 self._program("grow", end)
         return self.compile_count
 
@@ -295,8 +277,8 @@ class Sampler:
         prompts = np.where(_real(lengths, self.prompt_width), prompts, 0)  # whatever stands in the padding
         program = self._program("prefill", 1)
         blocks = []
-        for first in range(0, len(prompts), self._rows):
-            rows = np.arange(first, first + self._rows)
+        for first in range(0, len(prompts), self.batch_size):
+            rows = np.arange(first, first + self.batch_size)
             rows[rows >= len(prompts)] = UNUSED
             leaders = rows[:: self.group_size]
             inputs: Any = (prompts[leaders], lengths[leaders], key_data[rows], rows == UNUSED)
@@ -339,7 +321,7 @@ class Sampler:
 
     def _empty(self, prompts: np.ndarray, lengths: np.ndarray) -> Rollout:
         """A rollout of host arrays in which nothing is drawn yet."""
-        count, width, routing = len(prompts), self.cfg.max_new_tokens, self._decoder.routing
+        count, width, routing = len(prompts), self.cfg.max_new_tokens, self.abstract.decoder.routing
         arrays: dict[str, Any] = {
             "prompt_tokens": prompts,
             "prompt_lengths": lengths,
@@ -360,8 +342,8 @@ class Sampler:
             raise ValueError(f"prompts have shape {prompts.shape}, expected [N, {self.prompt_width}] with N > 0")
         if lengths.shape != prompts.shape[:1] or keys.shape[:1] != prompts.shape[:1]:
             raise ValueError(f"{len(prompts)} prompts, but lengths {lengths.shape} and keys {keys.shape}")
-        if str(jax.random.key_impl(keys)) != self._decoder.key_impl:
-            raise ValueError(f"keys are {jax.random.key_impl(keys)} keys, expected {self._decoder.key_impl}")
+        if str(jax.random.key_impl(keys)) != self.abstract.decoder.key_impl:
+            raise ValueError(f"keys are {jax.random.key_impl(keys)} keys, expected {self.abstract.decoder.key_impl}")
         _check_lengths(lengths, self.prompt_width)
         real = np.where(_real(lengths, self.prompt_width), prompts, -1)
         leaders = np.arange(len(prompts)) // self.group_size * self.group_size
@@ -372,71 +354,14 @@ class Sampler:
             row, place = wrong[0]
             raise ValueError(f"prompt of row {row} has token {prompts[row, place]}, outside the vocabulary of {vocab}")
 
-    def _abstract_inputs(self) -> tuple[jax.ShapeDtypeStruct, ...]:
-        rows = self.batch_size
-        key_data = jax.eval_shape(lambda: jax.random.key_data(jax.random.key(0, impl=self._decoder.key_impl)))
-        arrays = (
-            jax.ShapeDtypeStruct((rows // self.group_size, self.prompt_width), jnp.int32),
-            jax.ShapeDtypeStruct((rows // self.group_size,), jnp.int32),
-            jax.ShapeDtypeStruct((rows, *key_data.shape), key_data.dtype),
-            jax.ShapeDtypeStruct((rows,), bool),
-        )
-        if self.mesh is None:
-            return arrays
-        return tuple(_placed(x, batch_sharding(self.mesh, x.ndim)) for x in arrays)
-
-    @functools.cached_property
-    def _prefilled(self) -> DecodeState:
-        """Shapes of the state after the prefill."""
-        prefill = functools.partial(self._decoder.prefill, stops=self._stops)
-        return jax.eval_shape(prefill, self._params, *self._abstract_inputs())
-
-    def _abstract_state(self, end: int) -> DecodeState:
-        """The state in the chunk that ends with `end` response tokens."""
-        slots = cache_slots(self.prompt_width, end)
-        state = jax.eval_shape(functools.partial(grow, slots=slots), self._prefilled)
-        if self.mesh is None:
-            return state
-        return jax.tree.map(_placed, state, state_shardings(self.mesh, state))
-
     def _program(self, kind: str, end: int) -> Any:
         """The compiled prefill, decode or grow of the chunk that ends with `end` response tokens."""
         if (kind, end) not in self._programs:
-            self._programs[kind, end] = self._compile(kind, end)
+            jitted, arguments = self.abstract.program(kind, end)
+            self._programs[kind, end] = jitted.lower(*arguments).compile()
         return self._programs[kind, end]
-
-    def _compile(self, kind: str, end: int) -> Any:
-        after = self._abstract_state(self._ends[0] if kind == "prefill" and self._ends else end)
-        shardings = None if self.mesh is None else jax.tree.map(lambda x: x.sharding, after)
-        if kind == "prefill":
-            jitted = jax.jit(self._decoder.prefill, out_shardings=shardings)
-            return jitted.lower(self._params, *self._abstract_inputs(), self._stops).compile()
-        if kind == "merge":
-            unused = self._abstract_inputs()[-1]
-            index = jax.ShapeDtypeStruct(unused.shape, jnp.int32, sharding=unused.sharding)
-            return jax.jit(merge, out_shardings=shardings).lower(after, after, index, unused).compile()
-        if kind == "grow":
-            before = self._abstract_state(self._ends[self._ends.index(end) - 1])
-            slots = cache_slots(self.prompt_width, end)
-            return jax.jit(functools.partial(grow, slots=slots), out_shardings=shardings).lower(before).compile()
-        decode = functools.partial(self._decoder.decode_chunk, end=end)
-        limit = jax.ShapeDtypeStruct((), jnp.int32)
-        jitted = jax.jit(decode, out_shardings=shardings, donate_argnums=1)
-        return jitted.lower(self._params, after, limit, self._stops).compile()
-
-
-def _placed(x: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 
 
 def _real(lengths: np.ndarray, width: int) -> np.ndarray:
     """[N, width] bool: where left-padded prompts have their tokens."""
     return np.arange(width) >= width - lengths[:, None]
-
-
-def _local_rows(x: Array) -> np.ndarray:
-    """A batch on the host; of a batch over several processes, the rows of this one."""
-    if x.is_fully_addressable:
-        return np.asarray(x)
-    shards = {shard.index[0].start or 0: shard.data for shard in x.addressable_shards}
-    return np.concatenate([np.asarray(shards[start]) for start in sorted(shards)])
