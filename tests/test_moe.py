@@ -17,9 +17,7 @@ from r1jax.model.moe import (
     group_limited_topk,
     moe_config,
     route,
-    routed_experts,
     sequence_balance_loss,
-    sharded_experts,
 )
 from r1jax.sharding import MeshConfig, make_mesh, shard_batch
 from r1jax.types import Array, Params
@@ -328,42 +326,6 @@ def test_packing_and_splitting_leave_the_balance_loss_and_its_gradient_alone() -
 # --- meshes ---
 
 
-@pytest.mark.parametrize(
-    ("sizes", "tokens"),
-    [
-        ((8, 1, 1, 1), 48),
-        ((1, 8, 1, 1), 48),
-        ((1, 1, 8, 1), 48),
-        ((2, 1, 2, 2), 48),
-        ((1, 1, 1, 4), 13),
-        ((2, 2, 2, 1), 13),
-    ],
-    ids=str,
-)
-def test_experts_on_a_mesh_equal_one_device(sizes: tuple[int, ...], tokens: int) -> None:
-    """Output and every gradient; 13 tokens do not divide into the batch shards."""
-    rng = np.random.default_rng(9)
-    named = dict(zip(("data", "fsdp", "expert", "tensor"), sizes, strict=True))
-    mesh = make_mesh(MeshConfig(**named), jax.devices()[: int(np.prod(sizes))])
-    shapes = [(8, 16, 8), (8, 16, 8), (8, 8, 16)]
-    weights = tuple(jnp.asarray(0.2 * rng.normal(size=shape), jnp.float32) for shape in shapes)
-    x = jnp.asarray(rng.normal(size=(tokens, 16)), jnp.float32)
-    gates = jnp.asarray(rng.random((tokens, 2)), jnp.float32)
-    experts = jnp.asarray(np.stack([rng.permutation(8)[:2] for _ in range(tokens)]), jnp.int32)
-
-    def loss(x: Array, gates: Array, weights: Any, on_mesh: bool) -> tuple[Array, Array]:
-        run = functools.partial(sharded_experts, mesh=mesh) if on_mesh else routed_experts
-        y = run(x, experts, gates, weights, 4)
-        return jnp.sum(jnp.sin(y)), y
-
-    grad = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True), static_argnums=3)
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5),
-        grad(x, gates, weights, True),
-        grad(x, gates, weights, False),
-    )
-
-
 def test_a_mesh_that_does_not_divide_the_experts_is_named() -> None:
     params = random_params(dataclasses.replace(V3, num_experts=6, num_groups=3))
     mesh = make_mesh(MeshConfig(expert=4), jax.devices()[:4])
@@ -373,19 +335,24 @@ def test_a_mesh_that_does_not_divide_the_experts_is_named() -> None:
         moe.apply({"params": params}, jnp.ones((4, 2, D)), ones == 1, ones)
 
 
-def test_load_on_a_mesh_is_that_of_the_whole_batch() -> None:
-    mesh = make_mesh(MeshConfig(data=2, fsdp=2, expert=2))
+@pytest.mark.parametrize(
+    "sizes", [{"data": 2, "fsdp": 2, "expert": 2}, {"slice": 2, "data": 1, "sequence": 4}], ids=str
+)
+def test_load_and_balance_loss_on_a_mesh_are_those_of_the_whole_batch(sizes: dict[str, int]) -> None:
+    """Rows of two sequences and padding; a sequence lies on several devices where the length is split."""
+    mesh = make_mesh(MeshConfig(**sizes))
     moe = dataclasses.replace(V3, expert_dim=16)
     params = random_params(moe)
-    x = np.random.default_rng(10).normal(size=(8, 5, D)).astype(np.float32)
-    ids = (np.arange(5) < np.arange(1, 9)[:, None] % 5 + 1).astype(np.int32)
+    x = np.random.default_rng(10).normal(size=(8, 8, D)).astype(np.float32)
+    ends = np.arange(1, 9)[:, None]
+    ids = np.where(np.arange(8) < ends, 1 + (np.arange(8) >= ends // 2), 0).astype(np.int32)
     _, alone = apply(moe, params, x, ids > 0, ids)
     placed = shard_batch(mesh, (x, ids > 0, ids))
     _, meshed = jax.jit(MoE(model_config(moe), mesh).apply)({"params": params}, *placed)
     np.testing.assert_array_equal(meshed.load, alone.load)
     np.testing.assert_array_equal(meshed.experts, alone.experts)
     np.testing.assert_allclose(meshed.balance_loss, alone.balance_loss, rtol=1e-6)
-    assert meshed.num_sequences == alone.num_sequences == 8
+    assert meshed.num_sequences == alone.num_sequences == 15
 
 
 @pytest.mark.parametrize("platform", ["tpu", "cuda"])

@@ -10,6 +10,8 @@ Letters: N tokens, A assignments per token, S slots (rows of the padded layout),
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from flax import struct
@@ -18,13 +20,19 @@ from r1jax.types import Array
 
 
 @struct.dataclass
-class Tiles:
-    """Where each assignment lies in the padded layout. S = number of tiles x tile size."""
+class Layout:
+    """Which group each slot belongs to. S = number of tiles x tile size."""
+
+    tile_group: Array  # [tiles] int32, the group every row of a tile belongs to
+    sizes: Array  # [E] int32, slots of each group, a multiple of the tile size
+
+
+@struct.dataclass
+class Tiles(Layout):
+    """Where each assignment lies in the padded layout."""
 
     slot: Array  # [N, A] int32, the slot of each assignment; S for one whose group is not here
     source: Array  # [S] int32, index into the flattened assignments; N * A for padding
-    tile_group: Array  # [tiles] int32, the group every row of a tile belongs to
-    sizes: Array  # [E] int32, slots of each group, a multiple of the tile size
     counts: Array  # [E] int32, assignments of each group
 
 
@@ -74,6 +82,15 @@ def _take(x: Array, index: Array) -> Array:
     return jnp.take(x, index, axis=0, mode="fill", fill_value=0)
 
 
+def sum_of_rows(y: Array, index: Array) -> Array:
+    """y [S, D], index [N, A] -> [N, D]: the rows of y that each row of `index` names, added in order in float32.
+
+    One column at a time: [N, A, D] would be the largest array of a layer. An index past the end adds nothing.
+    """
+    columns = (_take(y, index[:, column]).astype(jnp.float32) for column in range(index.shape[1]))
+    return functools.reduce(jnp.add, columns).astype(y.dtype)
+
+
 @jax.custom_vjp
 def dispatch(x: Array, tiles: Tiles) -> Array:
     """x [N, D] -> [S, D]: each token's row at the slots of its assignments, zeros at the padding."""
@@ -89,13 +106,13 @@ def dispatch_gates(gates: Array, tiles: Tiles) -> Array:
 @jax.custom_vjp
 def collect(y: Array, tiles: Tiles) -> Array:
     """y [S, D] -> [N, D]: the sum, in order, of the rows of each token's assignments."""
-    return _take(y, tiles.slot).sum(1)
+    return sum_of_rows(y, tiles.slot)
 
 
 # Slots and assignments are one to one, so that the gradient of each gather is another gather.
 dispatch.defvjp(
     lambda x, tiles: (dispatch(x, tiles), tiles),
-    lambda tiles, dy: (_take(dy, tiles.slot).sum(1), None),
+    lambda tiles, dy: (sum_of_rows(dy, tiles.slot), None),
 )
 dispatch_gates.defvjp(
     lambda gates, tiles: (dispatch_gates(gates, tiles), tiles),
@@ -107,62 +124,85 @@ collect.defvjp(
 )
 
 
-def _tiled_product(x: Array, w: Array, tiles: Tiles) -> Array:
-    count = tiles.tile_group.shape[0]
-    y = jax.lax.dot_general(x.reshape(count, -1, x.shape[1]), w[tiles.tile_group], (((2,), (1,)), ((0,), (0,))))
+def _tiled_product(x: Array, w: Array, layout: Layout) -> Array:
+    count = layout.tile_group.shape[0]
+    y = jax.lax.dot_general(x.reshape(count, -1, x.shape[1]), w[layout.tile_group], (((2,), (1,)), ((0,), (0,))))
     return y.reshape(x.shape[0], w.shape[2])
 
 
-def _tiled_product_transposed(y: Array, w: Array, tiles: Tiles) -> Array:
-    count = tiles.tile_group.shape[0]
-    x = jax.lax.dot_general(y.reshape(count, -1, y.shape[1]), w[tiles.tile_group], (((2,), (2,)), ((0,), (0,))))
+def _tiled_product_transposed(y: Array, w: Array, layout: Layout) -> Array:
+    count = layout.tile_group.shape[0]
+    x = jax.lax.dot_general(y.reshape(count, -1, y.shape[1]), w[layout.tile_group], (((2,), (2,)), ((0,), (0,))))
     return x.reshape(y.shape[0], w.shape[1])
 
 
-def _tiled_weights(x: Array, y: Array, tiles: Tiles) -> Array:
-    count = tiles.tile_group.shape[0]
+def _tiled_weights(x: Array, y: Array, layout: Layout) -> Array:
+    count = layout.tile_group.shape[0]
     per_tile = jax.lax.dot_general(
         x.reshape(count, -1, x.shape[1]), y.reshape(count, -1, y.shape[1]), (((1,), (1,)), ((0,), (0,)))
     )
-    return jax.ops.segment_sum(per_tile, tiles.tile_group, tiles.sizes.shape[0], indices_are_sorted=True)
+    return jax.ops.segment_sum(per_tile, layout.tile_group, layout.sizes.shape[0], indices_are_sorted=True)
 
 
-def _ragged_product(x: Array, w: Array, tiles: Tiles) -> Array:
-    return jax.lax.ragged_dot(x, w, tiles.sizes)
+def _ragged_product(x: Array, w: Array, layout: Layout) -> Array:
+    return jax.lax.ragged_dot(x, w, layout.sizes)
 
 
-def _ragged_product_transposed(y: Array, w: Array, tiles: Tiles) -> Array:
-    return jax.lax.ragged_dot(y, w.swapaxes(1, 2), tiles.sizes)
+def _ragged_product_transposed(y: Array, w: Array, layout: Layout) -> Array:
+    return jax.lax.ragged_dot(y, w.swapaxes(1, 2), layout.sizes)
 
 
-def _ragged_weights(x: Array, y: Array, tiles: Tiles) -> Array:
+def _ragged_weights(x: Array, y: Array, layout: Layout) -> Array:
     rows_contract = jax.lax.RaggedDotDimensionNumbers(
         dot_dimension_numbers=(((0,), (0,)), ((), ())), lhs_ragged_dimensions=[0], rhs_group_dimensions=[]
     )
-    return jax.lax.ragged_dot_general(x, y, tiles.sizes, rows_contract)
+    return jax.lax.ragged_dot_general(x, y, layout.sizes, rows_contract)
 
 
 @jax.custom_vjp
-def grouped_product(x: Array, w: Array, tiles: Tiles) -> Array:
+def grouped_product(x: Array, w: Array, layout: Layout) -> Array:
     """x [S, D] laid out by `plan_tiles`, w [E, D, F] -> [S, F]: each row times its group's matrix.
 
     A row's result does not depend on the other rows. Rows past the last tile in use come out undefined.
     """
-    return jax.lax.platform_dependent(x, w, tiles, cpu=_tiled_product, default=_ragged_product)
+    return jax.lax.platform_dependent(x, w, layout, cpu=_tiled_product, default=_ragged_product)
 
 
-def _grouped_product_fwd(x: Array, w: Array, tiles: Tiles) -> tuple[Array, tuple[Array, Array, Tiles]]:
-    return grouped_product(x, w, tiles), (x, w, tiles)
+def _grouped_product_fwd(x: Array, w: Array, layout: Layout) -> tuple[Array, tuple[Array, Array, Layout]]:
+    return grouped_product(x, w, layout), (x, w, layout)
 
 
-def _grouped_product_bwd(residuals: tuple[Array, Array, Tiles], dy: Array) -> tuple[Array, Array, None]:
-    x, w, tiles = residuals
-    dx = jax.lax.platform_dependent(dy, w, tiles, cpu=_tiled_product_transposed, default=_ragged_product_transposed)
-    dw = jax.lax.platform_dependent(x, dy, tiles, cpu=_tiled_weights, default=_ragged_weights)
+def _grouped_product_bwd(residuals: tuple[Array, Array, Layout], dy: Array) -> tuple[Array, Array, None]:
+    x, w, layout = residuals
+    dx = jax.lax.platform_dependent(dy, w, layout, cpu=_tiled_product_transposed, default=_ragged_product_transposed)
+    dw = jax.lax.platform_dependent(x, dy, layout, cpu=_tiled_weights, default=_ragged_weights)
     return dx.astype(x.dtype), dw.astype(w.dtype), None
 
 
 grouped_product.defvjp(_grouped_product_fwd, _grouped_product_bwd)
+
+
+def gated_experts(rows: Array, gates: Array, weights: tuple[Array, Array, Array], layout: Layout) -> Array:
+    """Gate times SwiGLU expert of every slot: rows [S, D], gates [S] -> [S, D].
+
+    weights: gate and up [E, D, F], down [E, F, D]. The gate is applied to the inner units, which are fewer than the
+    outer ones.
+    """
+    gate, up, down = weights
+    hidden = jax.nn.silu(grouped_product(rows, gate, layout)) * grouped_product(rows, up, layout)
+    return grouped_product(hidden * gates[:, None].astype(hidden.dtype), down, layout)
+
+
+def routed_experts(
+    x: Array, experts: Array, gates: Array, weights: tuple[Array, Array, Array], tile_size: int
+) -> Array:
+    """Sum over each token's experts of gate times SwiGLU expert, nothing dropped.
+
+    x: [N, D]. experts, gates: [N, A]; an expert outside 0..E-1 contributes nothing. weights: gate and up [E, D, F],
+    down [E, F, D]. Returns [N, D].
+    """
+    tiles = plan_tiles(experts, weights[0].shape[0], tile_size)
+    return collect(gated_experts(dispatch(x, tiles), dispatch_gates(gates, tiles), weights, tiles), tiles)
 
 
 def grouped_matmul(x: Array, w: Array, group_sizes: Array, tile_size: int = 32) -> Array:

@@ -5,26 +5,19 @@ Letters: B batch, T length, D width, E experts, A active experts per token, F ex
 
 from __future__ import annotations
 
-import functools
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax import struct
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh
 
 from r1jax.model.config import ModelConfig, MoEConfig
-from r1jax.model.grouped import (
-    choose_tile_size,
-    collect,
-    dispatch,
-    dispatch_gates,
-    grouped_product,
-    plan_tiles,
-)
+from r1jax.model.expert_parallel import EXCHANGES, EXPERT_AXES, sharded_experts
+from r1jax.model.grouped import choose_tile_size, routed_experts
 from r1jax.model.layers import GatedMLP, normal_init
-from r1jax.sharding import BATCH_AXES, batch_shards, constrain
+from r1jax.sharding import constrain
 from r1jax.types import Array
 
 SCORING = {"sigmoid": jax.nn.sigmoid, "softmax": jax.nn.softmax}
@@ -57,6 +50,10 @@ def moe_config(model: ModelConfig) -> MoEConfig:
         raise ValueError(f"moe.scoring is {cfg.scoring!r}, expected one of {sorted(SCORING)}")
     if cfg.group_score not in GROUP_SCORES:
         raise ValueError(f"moe.group_score is {cfg.group_score!r}, expected one of {sorted(GROUP_SCORES)}")
+    if cfg.exchange not in EXCHANGES:
+        raise ValueError(f"moe.exchange is {cfg.exchange!r}, expected one of {sorted(EXCHANGES)}")
+    if not cfg.buffer_factor > 0:
+        raise ValueError(f"moe.buffer_factor is {cfg.buffer_factor}, expected a number above 0")
     if cfg.num_experts % cfg.num_groups:
         raise ValueError(f"moe.num_groups={cfg.num_groups} does not divide moe.num_experts={cfg.num_experts}")
     if not 1 <= cfg.num_active_groups <= cfg.num_groups:
@@ -141,79 +138,6 @@ def sequence_balance_loss(routing: Routing, mask: Array, sequence_ids: Array, cf
     return jnp.sum(scale * jnp.sum(counts * share, -1)), jnp.sum(per_run[:, experts] > 0, dtype=jnp.float32)
 
 
-def routed_experts(
-    x: Array, experts: Array, gates: Array, weights: tuple[Array, Array, Array], tile_size: int
-) -> Array:
-    """Sum over each token's experts of gate times SwiGLU expert, nothing dropped.
-
-    x: [N, D]. experts, gates: [N, A]; an expert outside 0..E-1 contributes nothing. weights: gate and up [E, D, F],
-    down [E, F, D]. Returns [N, D]. The gate is applied to the inner units, which are fewer than the outer ones.
-    """
-    gate, up, down = weights
-    tiles = plan_tiles(experts, gate.shape[0], tile_size)
-    rows = dispatch(x, tiles)
-    hidden = jax.nn.silu(grouped_product(rows, gate, tiles)) * grouped_product(rows, up, tiles)
-    hidden = hidden * dispatch_gates(gates, tiles)[:, None].astype(hidden.dtype)
-    return collect(grouped_product(hidden, down, tiles), tiles)
-
-
-EXPERT_SPECS = (
-    PartitionSpec("expert", "fsdp", "tensor"),
-    PartitionSpec("expert", "fsdp", "tensor"),
-    PartitionSpec("expert", "tensor", "fsdp"),
-)
-
-
-def _expert_shard(
-    x: Array, experts: Array, gates: Array, gate: Array, up: Array, down: Array, *, tile_size: int
-) -> Array:
-    """One device's share: its experts on the tokens of all devices along the expert axis, summed back to its tokens.
-
-    What devices share is marked as varying between them, so that its gradient is summed over them here.
-    """
-    weights = tuple(
-        jax.lax.pcast(jax.lax.all_gather(w, "fsdp", axis=spec.index("fsdp"), tiled=True), ("slice", "data"), to="varying")
-        for w, spec in zip((gate, up, down), EXPERT_SPECS, strict=True)
-    )
-    x, experts, gates = (
-        jax.lax.pcast(jax.lax.all_gather(array, "expert", axis=0, tiled=True), "tensor", to="varying")
-        for array in (x, experts, gates)
-    )
-    first = jax.lax.axis_index("expert") * gate.shape[0]
-    y = routed_experts(x, experts - first, gates, weights, tile_size)
-    return jax.lax.psum(jax.lax.psum_scatter(y, "expert", scatter_dimension=0, tiled=True), "tensor")
-
-
-def sharded_experts(
-    x: Array, experts: Array, gates: Array, weights: tuple[Array, Array, Array], tile_size: int, mesh: Mesh
-) -> Array:
-    """`routed_experts` on a mesh: tokens split over the batch axes, experts over the expert axis.
-
-    Expert weights are gathered over fsdp inside; their inner width may be split over tensor. N need not divide into
-    the batch shards: the remainder is filled with tokens that no expert takes. Raises ValueError if the mesh does not
-    divide the weights.
-    """
-    count = x.shape[0]
-    experts_width_inner = dict(zip(("expert", "fsdp", "tensor"), weights[0].shape, strict=True))
-    for axis, size in experts_width_inner.items():
-        if size % mesh.shape[axis]:
-            raise ValueError(
-                f"expert weights [E, D, F] = {weights[0].shape} do not divide into {axis}={mesh.shape[axis]}"
-            )
-    fill = -count % batch_shards(mesh)
-    if fill:
-        x, gates = (jnp.pad(array, ((0, fill), (0, 0))) for array in (x, gates))
-        experts = jnp.pad(experts, ((0, fill), (0, 0)), constant_values=-weights[0].shape[0])
-    tokens = PartitionSpec(BATCH_AXES, None)
-    y = jax.shard_map(
-        functools.partial(_expert_shard, tile_size=tile_size),
-        mesh=mesh,
-        in_specs=(tokens, tokens, tokens, *EXPERT_SPECS),
-        out_specs=tokens,
-    )(x, experts, gates, *weights)
-    return y[:count]
-
-
 def _weight(
     module: nn.Module, name: str, cfg: ModelConfig, shape: tuple[int, ...], axes: tuple[str | None, ...]
 ) -> Array:
@@ -240,7 +164,7 @@ class Router(nn.Module):
 
 
 class Experts(nn.Module):
-    """The routed experts: x [N, D], experts and gates [N, A] -> [N, D]."""
+    """The routed experts: x [B, T, D], experts and gates [B, T, A] -> [B, T, D]."""
 
     cfg: ModelConfig
     mesh: Mesh | None = None
@@ -248,17 +172,17 @@ class Experts(nn.Module):
     @nn.compact
     def __call__(self, x: Array, experts: Array, gates: Array) -> Array:
         moe, width = moe_config(self.cfg), self.cfg.width
-        into = (moe.num_experts, width, moe.expert_dim), ("experts", "embed", "expert_mlp")
-        back = (moe.num_experts, moe.expert_dim, width), ("experts", "expert_mlp", "embed")
-        gate = _weight(self, "gate", self.cfg, *into)
-        up = _weight(self, "up", self.cfg, *into)
-        down = _weight(self, "down", self.cfg, *back)
-        # Along the expert axis every device sees the same assignments; along data and fsdp each has its own.
-        parts = 1 if self.mesh is None else batch_shards(self.mesh) // self.mesh.shape["expert"]
-        tile_size = choose_tile_size(experts.size // parts, moe.num_experts, moe.tile_size)
-        if self.mesh is None:
-            return routed_experts(x, experts, gates, (gate, up, down), tile_size)
-        return sharded_experts(x, experts, gates, (gate, up, down), tile_size, self.mesh)
+        into, back = (moe.num_experts, width, moe.expert_dim), (moe.num_experts, moe.expert_dim, width)
+        weights = (
+            _weight(self, "gate", self.cfg, into, EXPERT_AXES[0]),
+            _weight(self, "up", self.cfg, into, EXPERT_AXES[1]),
+            _weight(self, "down", self.cfg, back, EXPERT_AXES[2]),
+        )
+        if self.mesh is not None:
+            return sharded_experts(x, experts, gates, weights, moe, self.mesh)
+        tile_size = choose_tile_size(experts.size, moe.num_experts, moe.tile_size)
+        flat = (array.reshape(-1, array.shape[-1]) for array in (x, experts, gates))
+        return routed_experts(*flat, weights, tile_size).reshape(x.shape)
 
 
 class MoE(nn.Module):
@@ -274,15 +198,13 @@ class MoE(nn.Module):
         Padding is routed like any token, but takes no part in the load and the balance loss.
         """
         moe = moe_config(self.cfg)
-        batch, length, width = x.shape
         with jax.named_scope("router"):
             routing = Router(self.cfg, name="router")(x)
             load = expert_load(routing.experts, mask, moe.num_experts).sum((0, 1))
             balance_loss, num_sequences = sequence_balance_loss(routing, mask, sequence_ids, moe)
         with jax.named_scope("experts"):
-            pairs = (array.reshape(batch * length, moe.num_active) for array in (routing.experts, routing.gates))
-            y = Experts(self.cfg, self.mesh, name="experts")(x.reshape(batch * length, width), *pairs)
-            y = constrain(y.reshape(x.shape), self.mesh, ("batch", "length", "act_embed"))
+            y = Experts(self.cfg, self.mesh, name="experts")(x, routing.experts, routing.gates)
+            y = constrain(y, self.mesh, ("batch", "length", "act_embed"))
         if moe.num_shared:
             with jax.named_scope("shared"):
                 y = y + GatedMLP(self.cfg, moe.num_shared * moe.expert_dim, name="shared")(x)
