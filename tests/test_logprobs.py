@@ -12,6 +12,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from oracles import grpo_numpy as oracle
 
 from r1jax.algorithms import logprobs as lp
+from r1jax.sharding import MeshConfig, logical_sharding, make_mesh
 
 ROWS, LENGTH, WIDTH, VOCAB = 8, 13, 6, 40
 
@@ -77,6 +78,35 @@ def test_vocabulary_sharded_over_devices_needs_no_gathered_logits():
     compiled = jax.jit(value_and_gradients, static_argnums=(4, 5)).lower(*placed, 1.0, 3 * ROWS).compile()
     assert "all-gather" not in compiled.as_text()
     check_against_oracle(compiled(*placed), *case, 1.0)
+
+
+def test_rows_and_their_length_stay_split_in_every_chunk():
+    rows, length, vocab, chunk = 4, 64, 1000, 8
+    case = make(rows=rows, length=length, vocab=vocab)
+    mesh = make_mesh(MeshConfig(data=2, sequence=2), jax.devices()[:4])
+    split, whole = (logical_sharding(mesh, names) for names in (("batch", "length"), ()))
+    placed = [jax.device_put(x, s) for x, s in zip(case, (split, whole, split, split), strict=True)]
+
+    def gradients(hidden, unembed, targets, cotangent):
+        def loss(hidden, unembed):
+            logprobs, entropy = lp.token_logprobs(hidden, unembed, targets, 0.7, chunk, mesh)
+            return jnp.sum(cotangent * logprobs), (logprobs, entropy)
+
+        return jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(hidden, unembed)
+
+    compiled = jax.jit(gradients).lower(*placed).compile()
+    moved = [word for word in ("all-gather", "all-to-all", "collective-permute") if word in compiled.as_text()]
+    assert not moved
+    assert compiled.memory_analysis().temp_size_in_bytes < 4 * rows * length * vocab / 4 / 2  # half a device's logits
+    check_against_oracle(compiled(*placed), *case, 0.7)
+
+
+def test_chunks_add_their_gradients_up_in_float32():
+    """Of a bfloat16 unembedding: 512 chunks of one token, each adding 1 to what a bfloat16 sum would leave at 256."""
+    unembed, targets = jnp.zeros((1, 2), jnp.bfloat16), jnp.zeros((1, 512), jnp.int32)
+    hidden = jnp.full((1, 512, 1), 2, jnp.bfloat16)
+    gradient = jax.grad(lambda u: jnp.sum(lp.token_logprobs(hidden, u, targets, 1.0, 1)[0]))(unembed)
+    np.testing.assert_array_equal(gradient, [[512, -512]])  # 2 x (1 - 1/2) of each token, and its negative
 
 
 def test_hand_worked_uniform_and_two_token_cases():

@@ -2,6 +2,10 @@
 
 At 32,768 tokens and a vocabulary of 129,280 the float32 logits of one row alone are 16 GiB. Tokens therefore go through
 the unembedding in chunks, and the backward pass computes each chunk's logits again instead of keeping them.
+
+On a mesh every device cuts the tokens that it has: chunk i of n holds every n-th token of each row, from i on, so that
+neither rows nor a row's length that the mesh splits have to move. The unembedding is collected once, over fsdp, for
+all chunks, and its gradient added up in float32 where the tokens are.
 """
 
 from __future__ import annotations
@@ -12,12 +16,15 @@ from typing import Any
 import chex
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from r1jax.sharding import batch_shards, constrain
 
 Array = jax.Array
 
 CHUNK = 512
 """Tokens whose logits are in memory at a time: 1 MiB at V = 512, where one chunk of 4,000 tokens took twice as long on
-the CPU; 253 MiB at V = 129,280. On a mesh this counts the tokens of all devices: pass more there."""
+the CPU; 253 MiB at V = 129,280. On a mesh this counts the tokens of one device."""
 
 
 def logits_to_logprobs(logits: Array, targets: Array) -> tuple[Array, Array]:
@@ -45,29 +52,40 @@ def project(hidden: Array, unembed: Array, temperature: float = 1.0) -> Array:
     )
 
 
-def map_token_chunks(function: Callable[..., Any], arrays: tuple[Array, ...], chunk: int) -> Any:
+def collected(unembed: Array, mesh: Mesh | None) -> Array:
+    """The unembedding [D, V] as every chunk reads it: in one piece but for a split vocabulary, and in float32, in which
+    the chunks' gradients add up."""
+    return constrain(unembed.astype(jnp.float32), mesh, ("act_embed", "act_vocab"))
+
+
+def map_token_chunks(
+    function: Callable[..., Any], arrays: tuple[Array, ...], chunk: int, mesh: Mesh | None = None
+) -> Any:
     """Apply `function` to slices along T and join the results; its insides are recomputed in the backward pass.
 
     arrays: each [R, T, ...]; function(*slices) returns a tree of arrays [R, c, ...], token by token. At most `chunk`
-    tokens (all rows together, at least one per row) are in work at a time. The rows stay whole, so that a batch sharded
-    over rows stays so in every chunk. One chunk that holds all tokens is a plain call, without recomputation.
+    tokens of a device (all its rows together, at least one per row) are in work at a time. One chunk that holds all
+    tokens is a plain call, without recomputation.
     Raises ValueError if chunk < 1.
     """
     if chunk < 1:
         raise ValueError(f"chunk must be at least 1 token, got {chunk}")
+    devices = 1 if mesh is None else batch_shards(mesh) * mesh.shape["sequence"]
     rows, length = arrays[0].shape[:2]
-    columns = max(1, chunk // max(rows, 1))
+    columns = max(1, chunk * devices // max(rows, 1))
     count = -(-length // columns)
     if count <= 1:
         return function(*arrays)
-    columns = -(-length // count)  # even chunks waste the fewest padding columns
+    # A few more chunks where that spares filling rows up, which would move tokens between devices that split them.
+    count = next((more for more in range(count, min(2 * count, length) + 1) if length % more == 0), count)
+    columns = -(-length // count)
 
     def split(array: Array) -> Array:
         padding = [(0, 0), (0, count * columns - length)] + [(0, 0)] * (array.ndim - 2)
-        return jnp.moveaxis(jnp.pad(array, padding).reshape(rows, count, columns, *array.shape[2:]), 1, 0)
+        return jnp.moveaxis(jnp.pad(array, padding).reshape(rows, columns, count, *array.shape[2:]), 2, 0)
 
     def join(array: Array) -> Array:
-        return jnp.moveaxis(array, 0, 1).reshape(rows, count * columns, *array.shape[3:])[:, :length]
+        return jnp.moveaxis(array, 0, 2).reshape(rows, count * columns, *array.shape[3:])[:, :length]
 
     body = jax.checkpoint(function, prevent_cse=False)  # the scan already keeps the two computations apart
     outputs = jax.lax.map(lambda slices: body(*slices), tuple(split(array) for array in arrays))
@@ -75,14 +93,19 @@ def map_token_chunks(function: Callable[..., Any], arrays: tuple[Array, ...], ch
 
 
 def token_logprobs(
-    hidden: Array, unembed: Array, targets: Array, temperature: float = 1.0, chunk: int = CHUNK
+    hidden: Array,
+    unembed: Array,
+    targets: Array,
+    temperature: float = 1.0,
+    chunk: int = CHUNK,
+    mesh: Mesh | None = None,
 ) -> tuple[Array, Array]:
     """Log-probability of each target under softmax(hidden @ unembed / temperature), and that softmax's entropy.
 
     hidden [R, T, D] (after the final norm), unembed [D, V], targets [R, T] int32 -> (logprobs, entropy), both [R, T]
     float32 in nats. No top-k or top-p: the policy of the sampler, of the old, the reference and the current model is
     this one. Differentiable in hidden and unembed through the log-probs; the entropy is a measurement, without
-    gradient. Never holds more than `chunk` tokens' logits, forward or backward (at least one token of every row).
+    gradient. No device holds more than `chunk` tokens' logits, forward or backward (at least one token of every row).
     Positions without a meaningful target get finite values to be masked.
     Raises ValueError if temperature <= 0 or chunk < 1.
     """
@@ -91,8 +114,9 @@ def token_logprobs(
     chex.assert_rank([hidden, unembed, targets], [3, 2, 2])
     chex.assert_shape(targets, hidden.shape[:2])
     chex.assert_shape(unembed, (hidden.shape[-1], None))
+    unembed = collected(unembed, mesh)
 
     def function(hidden: Array, targets: Array) -> tuple[Array, Array]:
         return logits_to_logprobs(project(hidden, unembed, temperature), targets)
 
-    return map_token_chunks(function, (hidden, targets), chunk)
+    return map_token_chunks(function, (hidden, targets), chunk, mesh)

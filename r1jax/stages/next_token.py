@@ -110,11 +110,12 @@ def next_token_gradients(
     def loss_of(params: Params) -> tuple[Array, tuple[Output, dict[str, Array]]]:
         output = forward(model, params, batch)
         unembed = unembedding(params, model.cfg)
-        loss, sums = next_token_loss(output.hidden, unembed, batch)
+        loss, sums = next_token_loss(output.hidden, unembed, batch, mesh=model.mesh)
         if output.aux.mtp_hidden is not None:
-            second, mtp_sums = mtp_loss(output.aux.mtp_hidden, unembed, batch)
+            second, mtp_sums = mtp_loss(output.aux.mtp_hidden, unembed, batch, mesh=model.mesh)
             loss = loss + mtp_weight * second
-            sums |= mtp_sums | mtp_acceptance(output.aux.mtp_hidden, output.hidden, unembed, batch)
+            sums |= mtp_sums
+            sums |= mtp_acceptance(output.aux.mtp_hidden, output.hidden, unembed, batch, mesh=model.mesh)
         balance = output.aux.balance_loss
         if output.aux.mtp_balance_loss is not None:
             balance = balance + output.aux.mtp_balance_loss

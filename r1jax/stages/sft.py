@@ -122,7 +122,8 @@ class HeldOut:
         module = Transformer(dataclasses.replace(model, mtp_depth=0), mesh)
 
         def sums(params: Params, batch: PackedBatch) -> Array:
-            loss, _ = next_token_loss(forward(module, params, batch).hidden, unembedding(params, model), batch)
+            hidden = forward(module, params, batch).hidden
+            loss, _ = next_token_loss(hidden, unembedding(params, model), batch, mesh=mesh)
             return jnp.stack([loss, jnp.sum(batch.loss_mask)])
 
         self._sums = jax.jit(sums)
