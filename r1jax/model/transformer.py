@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 from r1jax.model.block import ACTIVATIONS, block_class
 from r1jax.model.cache import Cache, LayerCache, cache_length, write_entries
 from r1jax.model.config import MLAConfig, ModelConfig
-from r1jax.model.heads import Embed, Head, logits_of
+from r1jax.model.heads import Embed, Head, logits_of, look_up
 from r1jax.model.layers import RMSNorm
 from r1jax.model.moe import MoEAux
 from r1jax.model.mtp import MTP
@@ -65,7 +65,7 @@ class Transformer(nn.Module):
         cfg = self.cfg
         context = self.context(tokens, positions, segment_ids, cache).replace(parent_ids=parent_ids)  # type: ignore[attr-defined]
         table = Embed(cfg, name="embed")()
-        embedded = constrain(table[tokens].astype(jnp.dtype(cfg.dtype)), self.mesh, ACTIVATIONS)
+        embedded = constrain(look_up(table, tokens, cfg.dtype, self.mesh), self.mesh, ACTIVATIONS)
         x, dense, _ = self.stack(
             embedded, cache.dense if cache else None, context, cfg.num_dense_layers, "dense_layers"
         )
