@@ -28,8 +28,8 @@ def look_up(table: Array, tokens: Array, dtype: str, mesh: Mesh | None) -> Array
     """The vectors [B, T, D] of tokens [B, T] in a table [V, D], as `dtype`.
 
     On a mesh every device has some columns of the table, and some of its rows where a tensor axis splits those. It
-    looks up the tokens of all devices that share the columns, and each gets back the vectors of its own: what moves is what
-    was asked for, where the compiler would bring the whole table or all vectors to every device.
+    looks up the tokens of all devices that share the columns, and each gets back the vectors of its own: what moves is
+    what was asked for, where the compiler would bring the whole table or all vectors to every device.
     """
     if mesh is None:
         return table[tokens].astype(dtype)
