@@ -26,6 +26,7 @@ from typing import Any, NoReturn, ParamSpec, TypeVar
 
 import jax
 import numpy as np
+from jax._src import distributed
 from jax.experimental import multihost_utils
 from jax.sharding import Sharding
 
@@ -134,7 +135,8 @@ def start(launch: Launch) -> None:
             )
         except (ValueError, RuntimeError) as error:
             raise ProcessesError(f"the processes of this run did not find each other: {error}") from error
-        _Watchdog.of_this_process = _Watchdog(jax.process_index(), jax.process_count(), launch.peer_seconds)
+        joined = distributed.global_state  # jax.process_index() would already wait for the others' devices
+        _Watchdog.of_this_process = _Watchdog(joined.process_id, joined.num_processes, launch.peer_seconds)
     if launch.local_devices is not None and jax.local_device_count() != launch.local_devices:
         raise ProcessesError(
             f"--local_devices={launch.local_devices}: this process has {jax.local_device_count()} "
@@ -195,8 +197,8 @@ def place(array: Any, sharding: Sharding) -> jax.Array:
     """A host array, the same in all processes, on the devices of `sharding`; each process places its shards."""
     if sharding.is_fully_addressable:
         return jax.device_put(array, sharding)
-    whole = np.asarray(array)
-    return jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index])
+    values = np.asarray(array)
+    return jax.make_array_from_callback(values.shape, sharding, lambda index: values[index])
 
 
 def here(array: jax.Array, fill: float = 0) -> np.ndarray:
@@ -310,8 +312,6 @@ class _Talk:
 
 def _client() -> Any:
     """The client of jax's coordination service; the public interface has no other way to a barrier on the host."""
-    from jax._src import distributed
-
     return distributed.global_state.client
 
 

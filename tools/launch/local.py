@@ -83,10 +83,11 @@ class LocalRun:
     def _forward(self, index: int) -> None:
         stream = self.processes[index].stdout
         assert stream is not None
-        for line in stream:
-            with self._lock:
-                self._output.write(f"[{index}] {line}")
-                self._output.flush()
+        with stream:
+            for line in stream:
+                with self._lock:
+                    self._output.write(f"[{index}] {line}")
+                    self._output.flush()
 
     def signal(self, number: int) -> None:
         """Sends a signal to all that run."""

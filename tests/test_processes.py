@@ -1,0 +1,222 @@
+"""Several processes: what is refused at the start, whose rows are whose, and that they make the run of one process."""
+
+from __future__ import annotations
+
+import io
+import pathlib
+import signal
+import textwrap
+import time
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from r1jax import processes
+from r1jax.processes import Launch, ProcessesError
+from r1jax.sharding import MeshConfig, batch_sharding, make_mesh
+from r1jax.stages.interruption import Interruption
+from tools.launch.local import LocalRun
+
+CONFIG = "tests/configs/processes_smoke.py"
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"distributed": "yes"}, "--distributed=yes: not one of auto, on, off"),
+        ({"coordinator": "a:1"}, "--process_id, --num_processes: missing, needed beside --coordinator"),
+        ({"process_id": 0, "num_processes": 2}, "--coordinator: missing"),
+        ({"coordinator": "host", "process_id": 0, "num_processes": 2}, "--coordinator=host: expected HOST:PORT"),
+        ({"coordinator": "host:99999", "process_id": 0, "num_processes": 2}, "expected HOST:PORT"),
+        ({"coordinator": "a:1", "process_id": 2, "num_processes": 2}, "--process_id=2: from 0 to 1"),
+        ({"coordinator": "a:1", "process_id": -1, "num_processes": 2}, "--process_id=-1: from 0 to 1"),
+        ({"coordinator": "a:1", "process_id": 0, "num_processes": 0}, "--num_processes=0: at least 1"),
+        (
+            {"coordinator": "a:1", "process_id": 0, "num_processes": 2, "distributed": "off"},
+            "--distributed=off: contra",
+        ),
+        ({"local_devices": 0}, "--local_devices=0: at least 1"),
+        ({"peer_seconds": 0.5}, "--peer_seconds=0.5: from 1"),
+    ],
+)
+def test_flags_that_do_not_go_together_are_refused(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ProcessesError, match=message.replace("(", r"\(")):
+        Launch(**fields)
+
+
+def test_the_environment_says_whether_there_are_others() -> None:
+    assert not Launch().is_several({})
+    assert not Launch().is_several({"SLURM_STEP_NUM_TASKS": "1", "TPU_WORKER_HOSTNAMES": "localhost"})
+    assert not Launch().is_several({"SLURM_NTASKS": "8"})  # of an allocation: this may be its only process
+    assert Launch().is_several({"SLURM_STEP_NUM_TASKS": "8"})
+    assert Launch().is_several({"TPU_WORKER_HOSTNAMES": "host-0,host-1"})
+    assert Launch().is_several({"OMPI_COMM_WORLD_SIZE": "2"})
+    assert not Launch("off").is_several({"SLURM_STEP_NUM_TASKS": "8"})
+    assert Launch("on").is_several({})
+    assert Launch(coordinator="a:1", process_id=0, num_processes=2).is_several({})
+    assert not Launch(coordinator="a:1", process_id=0, num_processes=1).is_several({})
+    with pytest.raises(ProcessesError, match="SLURM_STEP_NUM_TASKS='many'"):
+        Launch().is_several({"SLURM_STEP_NUM_TASKS": "many"})
+
+
+def test_one_process_is_alone() -> None:
+    """And asks jax for nothing that only several have."""
+    assert not processes.are_several()
+    assert processes.is_writer()
+    assert processes.own_part(["a", "b"]) == [(0, "a"), (1, "b")]
+    assert processes.gather_objects({"a": 1}) == [{"a": 1}]
+    assert list(processes.gather_dicts({2: "c", 0: "a"}).items()) == [(0, "a"), (2, "c")]
+    assert processes.from_writer(lambda: 3) == 3
+    assert processes.ask_together([1, 2], lambda items: [2 * i for i in items]) == [2, 4]
+    assert [processes.agree(flag) for flag in (True, False)] == [True, False]
+    processes.wait_for_all("a test")
+    processes.finish()
+    assert jax.config.values["jax_cpu_collectives_implementation"] in (None, "gloo")
+
+
+def test_nobody_is_asked_for_nothing() -> None:
+    def never(items: list[int]) -> list[int]:
+        raise AssertionError(items)
+
+    assert processes.ask_together([], never) == []
+
+
+class Elsewhere:
+    """A device of another process, as far as `own_rows` looks."""
+
+    def __init__(self, process_index: int) -> None:
+        self.process_index = process_index
+
+
+class Layout:
+    """Four devices of two processes over 8 rows; `pairs`: the two of a process hold the same rows."""
+
+    def __init__(self, owners: list[int], starts: list[int]) -> None:
+        self.places = {Elsewhere(owner): (slice(s, s + 4),) for owner, s in zip(owners, starts, strict=True)}
+
+    def devices_indices_map(self, shape: tuple[int, ...]) -> dict[Any, Any]:
+        assert shape == (8,)
+        return self.places
+
+
+def test_every_row_is_one_process_own() -> None:
+    split: Any = Layout([0, 0, 1, 1], [0, 0, 4, 4])
+    assert processes.own_rows(split, 8).tolist() == [True] * 4 + [False] * 4
+    # Tensor parallelism across processes: both hold every row, and the first one reads them.
+    shared: Any = Layout([0, 1, 0, 1], [0, 0, 4, 4])
+    assert processes.own_rows(shared, 8).all()
+    foreign: Any = Layout([1, 1, 1, 1], [0, 0, 4, 4])
+    assert not processes.own_rows(foreign, 8).any()
+    mesh = make_mesh(MeshConfig(data=4, tensor=2))
+    assert processes.own_rows(batch_sharding(mesh, 1), 8).all()  # of one process, all
+
+
+def test_arrays_come_back_as_they_were_placed() -> None:
+    mesh = make_mesh(MeshConfig(data=4, tensor=2))
+    values = np.arange(24.0).reshape(8, 3)
+    for sharding in (batch_sharding(mesh, 2), NamedSharding(mesh, PartitionSpec())):
+        placed = processes.place(values, sharding)
+        assert placed.sharding == sharding
+        np.testing.assert_array_equal(processes.here(placed), values)
+        np.testing.assert_array_equal(processes.whole(placed), values)
+
+
+def test_an_interruption_is_seen_where_it_is_asked_for() -> None:
+    with Interruption() as interruption:
+        assert not interruption.requested()
+        signal.raise_signal(signal.SIGTERM)
+        assert interruption.requested()
+
+
+def test_the_local_launcher_ends_all_when_one_fails(tmp_path: pathlib.Path) -> None:
+    """Process 1 fails; process 0 would sleep for a minute."""
+    (tmp_path / "program.py").write_text(
+        "import sys, time\nprint('here', flush=True)\nif '--process_id=1' in sys.argv: sys.exit(3)\ntime.sleep(60)\n",
+        encoding="utf-8",
+    )
+    output, began = io.StringIO(), time.monotonic()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(tmp_path))
+        run = LocalRun(["--a=b"], 2, 1, "program", output, grace=0.2)
+        status = run.wait()
+    assert status == 3
+    assert time.monotonic() - began < 30
+    assert sorted(output.getvalue().splitlines()) == ["[0] here", "[1] here"]
+    assert {one.process: one.status for one in run.ended} == {1: 3, 0: -signal.SIGKILL}
+
+
+TALK = """
+    import pathlib, sys
+    import jax, numpy as np
+    from jax.sharding import PartitionSpec, NamedSharding
+    from r1jax import processes
+    from r1jax.sharding import MeshConfig, batch_sharding, make_mesh, shard_batch
+
+    own = {flag.partition("=")[0]: flag.partition("=")[2] for flag in sys.argv[1:]}
+    me, folder = int(own["--process_id"]), pathlib.Path(own["--folder"])
+    processes.start(processes.Launch("auto", own["--coordinator"], me, 2, 2, 5.0))
+    assert jax.process_index() == me and jax.device_count() == 4
+    assert processes.own_part("abc") == ([(0, "a"), (2, "c")], [(1, "b")])[me]
+    assert processes.gather_objects("x" * (10 ** (3 * me))) == ["x", "x" * 1000]
+    assert processes.gather_dicts({1 - me: me}) == {0: 1, 1: 0}
+    counted = processes.ask_together([me] * (me + 1), lambda items: [(i, len(items)) for i in items])
+    assert counted == [(me, 3)] * (me + 1)
+    assert [processes.agree(flag) for flag in (False, me == 1, me == 0, False)] == [False, True, True, False]
+    assert processes.from_writer(lambda: processes.from_writer(lambda: me)) == 0
+    try:
+        processes.from_writer(lambda: (folder / "missing").read_text())
+    except FileNotFoundError:
+        pass
+    else:
+        raise AssertionError("the writer's error is everybody's")
+    processes.by_writer((folder / f"written_by_{me}").write_text)("")
+
+    mesh = make_mesh(MeshConfig(data=4))
+    values = np.arange(16.0).reshape(8, 2)
+    rows = shard_batch(mesh, values)
+    half = np.where(np.arange(8)[:, None] // 4 == me, values, -1)
+    np.testing.assert_array_equal(processes.here(rows, fill=-1), half)
+    np.testing.assert_array_equal(processes.whole(rows), values)
+    mine = processes.own_rows(rows.sharding, 8)
+    assert mine.tolist() == (np.arange(8) // 4 == me).tolist()
+    processes.fill_in_rows(mine, [half])
+    np.testing.assert_array_equal(half, values)
+    shared = make_mesh(MeshConfig(data=1, tensor=4))
+    assert processes.own_rows(batch_sharding(shared, 1), 8).all() == (me == 0)
+    if "--die" in own:
+        if me == 1:
+            import os
+            os.kill(os.getpid(), 9)
+        processes.wait_for_all("a process that will not come")
+    processes.finish()
+    print("done", flush=True)
+"""
+
+
+def talk(folder: pathlib.Path, *flags: str) -> tuple[int, str, LocalRun]:
+    (folder / "talk_program.py").write_text(textwrap.dedent(TALK), encoding="utf-8")
+    output = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", f"{folder}:{pathlib.Path.cwd()}")
+        run = LocalRun([f"--folder={folder}", *flags], 2, 2, "talk_program", output, grace=60)
+        return run.wait(), output.getvalue(), run
+
+
+@pytest.mark.slow  # two processes import jax: python -m pytest -m slow -n 0 tests/test_processes.py
+def test_two_processes_agree_and_share(tmp_path: pathlib.Path) -> None:
+    status, output, _ = talk(tmp_path)
+    assert status == 0, output
+    assert output.count("done") == 2
+    assert [path.name for path in tmp_path.glob("written_by_*")] == ["written_by_0"]
+
+
+@pytest.mark.slow
+def test_who_is_killed_is_named_by_the_others(tmp_path: pathlib.Path) -> None:
+    status, output, run = talk(tmp_path, "--die=yes")
+    assert {one.process: one.status for one in run.ended} == {1: -signal.SIGKILL, 0: processes.PEER_LOST}, output
+    assert "process 0: ends because process 1 has given no sign of life for" in output
+    assert run.ended[1].seconds - run.ended[0].seconds < 5 + 3 + 5  # patience, two looks, and a busy machine
+    assert status == 128 + signal.SIGKILL
