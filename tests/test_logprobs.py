@@ -81,7 +81,7 @@ def test_vocabulary_sharded_over_devices_needs_no_gathered_logits():
 
 
 def test_rows_and_their_length_stay_split_in_every_chunk():
-    rows, length, vocab, chunk = 4, 64, 1000, 8
+    rows, length, vocab, chunk = 4, 256, 1000, 32  # 8 tokens on each of 4 devices
     case = make(rows=rows, length=length, vocab=vocab)
     mesh = make_mesh(MeshConfig(data=2, sequence=2), jax.devices()[:4])
     split, whole = (logical_sharding(mesh, names) for names in (("batch", "length"), ()))
@@ -89,7 +89,7 @@ def test_rows_and_their_length_stay_split_in_every_chunk():
 
     def gradients(hidden, unembed, targets, cotangent):
         def loss(hidden, unembed):
-            logprobs, entropy = lp.token_logprobs(hidden, unembed, targets, 0.7, chunk, mesh)
+            logprobs, entropy = lp.token_logprobs(hidden, unembed, targets, 0.7, chunk)
             return jnp.sum(cotangent * logprobs), (logprobs, entropy)
 
         return jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(hidden, unembed)

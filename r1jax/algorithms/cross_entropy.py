@@ -9,9 +9,8 @@ from __future__ import annotations
 import chex
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
 
-from r1jax.algorithms.logprobs import CHUNK, collected, logits_to_logprobs, map_token_chunks, project, token_logprobs
+from r1jax.algorithms.logprobs import CHUNK, logits_to_logprobs, map_token_chunks, project, token_logprobs
 from r1jax.algorithms.masked import masked_sum
 from r1jax.types import PackedBatch
 
@@ -19,16 +18,14 @@ Array = jax.Array
 Metrics = dict[str, Array]
 
 
-def next_token_loss(
-    hidden: Array, unembed: Array, packed: PackedBatch, chunk: int = CHUNK, mesh: Mesh | None = None
-) -> tuple[Array, Metrics]:
+def next_token_loss(hidden: Array, unembed: Array, packed: PackedBatch, chunk: int = CHUNK) -> tuple[Array, Metrics]:
     """Sum over trained positions of -log p(target), in nats.
 
     hidden [R, T, D] after the final norm, unembed [D, V]. Returns (loss_sum, metrics); metrics, all sums that add up
     over micro-batches: ce_sum (the loss), ce_tokens (trained positions), entropy_sum (of the predictions).
     The mean loss of a batch is its loss_sum / its ce_tokens, both added over all micro-batches first.
     """
-    logprobs, entropy = token_logprobs(hidden, unembed, packed.targets, 1.0, chunk, mesh)
+    logprobs, entropy = token_logprobs(hidden, unembed, packed.targets, 1.0, chunk)
     loss = -masked_sum(logprobs, packed.loss_mask)
     tokens = jnp.sum(packed.loss_mask)
     return loss, {"ce_sum": loss, "ce_tokens": tokens, "entropy_sum": masked_sum(entropy, packed.loss_mask)}
@@ -47,9 +44,7 @@ def second_next(packed: PackedBatch) -> tuple[Array, Array]:
     return jnp.pad(targets[:, 1:], ((0, 0), (0, 1))), jnp.pad(mask, ((0, 0), (0, 1)))
 
 
-def mtp_loss(
-    mtp_hidden: Array, unembed: Array, packed: PackedBatch, chunk: int = CHUNK, mesh: Mesh | None = None
-) -> tuple[Array, Metrics]:
+def mtp_loss(mtp_hidden: Array, unembed: Array, packed: PackedBatch, chunk: int = CHUNK) -> tuple[Array, Metrics]:
     """Sum of -log p(token t + 2) from the multi-token-prediction module, in nats (V3 eq. 24, depth 1).
 
     mtp_hidden [R, T, D] after the module's norm, whose position t predicts token t + 2 of the same segment through the
@@ -60,7 +55,7 @@ def mtp_loss(
     """
     targets, mask = second_next(packed)
     chex.assert_shape(mtp_hidden, (*targets.shape, unembed.shape[0]))
-    unembed = collected(unembed, mesh)
+    unembed = unembed.astype(jnp.float32)  # the type in which the chunks' gradients add up
 
     def function(hidden: Array, targets: Array) -> tuple[Array, Array]:
         logits = project(hidden, unembed)
@@ -69,18 +64,13 @@ def mtp_loss(
         best = jnp.max(logits, axis=-1) - jax.nn.logsumexp(logits, axis=-1)  # a max vectorizes on the CPU, argmax not
         return logprobs, (logprobs >= best).astype(jnp.float32)
 
-    logprobs, correct = map_token_chunks(function, (mtp_hidden, targets), chunk, mesh)
+    logprobs, correct = map_token_chunks(function, (mtp_hidden, targets), chunk)
     loss = -masked_sum(logprobs, mask)
     return loss, {"mtp_sum": loss, "mtp_tokens": jnp.sum(mask), "mtp_correct": masked_sum(correct, mask)}
 
 
 def mtp_acceptance(
-    mtp_hidden: Array,
-    hidden: Array,
-    unembed: Array,
-    packed: PackedBatch,
-    chunk: int = CHUNK,
-    mesh: Mesh | None = None,
+    mtp_hidden: Array, hidden: Array, unembed: Array, packed: PackedBatch, chunk: int = CHUNK
 ) -> Metrics:
     """How often speculative decoding would keep the module's second token (V3 section 5.4.3: 85-90 %).
 
@@ -91,7 +81,6 @@ def mtp_acceptance(
     """
     _, mask = second_next(packed)
     main = jnp.pad(hidden[:, 1:], ((0, 0), (0, 1), (0, 0)))
-    unembed = collected(jax.lax.stop_gradient(unembed), mesh)
 
     def function(draft: Array, main: Array) -> tuple[Array, Array]:
         q, p = project(draft, unembed), project(main, unembed)
@@ -102,7 +91,7 @@ def mtp_acceptance(
     # Two projections are in work at once, so half the tokens fit.
     tokens = max(1, chunk // 2)
     arrays = (jax.lax.stop_gradient(mtp_hidden), jax.lax.stop_gradient(main))
-    greedy, overlap = map_token_chunks(function, arrays, tokens, mesh)
+    greedy, overlap = map_token_chunks(function, arrays, tokens)
     return {
         "accept_greedy": masked_sum(greedy, mask),
         "accept_sampled": masked_sum(overlap, mask),

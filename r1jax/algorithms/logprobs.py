@@ -3,9 +3,8 @@
 At 32,768 tokens and a vocabulary of 129,280 the float32 logits of one row alone are 16 GiB. Tokens therefore go through
 the unembedding in chunks, and the backward pass computes each chunk's logits again instead of keeping them.
 
-On a mesh every device cuts the tokens that it has: chunk i of n holds every n-th token of each row, from i on, so that
-neither rows nor a row's length that the mesh splits have to move. The unembedding is collected once, over fsdp, for
-all chunks, and its gradient added up in float32 where the tokens are.
+Chunk i of n holds every n-th token of each row, from i on: where a mesh splits rows, or the length of each, every
+device works on tokens of its own in every chunk, and none move.
 """
 
 from __future__ import annotations
@@ -16,15 +15,12 @@ from typing import Any
 import chex
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
-
-from r1jax.sharding import batch_shards, constrain
 
 Array = jax.Array
 
 CHUNK = 512
 """Tokens whose logits are in memory at a time: 1 MiB at V = 512, where one chunk of 4,000 tokens took twice as long on
-the CPU; 253 MiB at V = 129,280. On a mesh this counts the tokens of one device."""
+the CPU; 253 MiB at V = 129,280. On a mesh a chunk is of all devices' tokens: pass more there."""
 
 
 def logits_to_logprobs(logits: Array, targets: Array) -> tuple[Array, Array]:
@@ -52,27 +48,18 @@ def project(hidden: Array, unembed: Array, temperature: float = 1.0) -> Array:
     )
 
 
-def collected(unembed: Array, mesh: Mesh | None) -> Array:
-    """The unembedding [D, V] as every chunk reads it: in one piece but for a split vocabulary, and in float32, in which
-    the chunks' gradients add up."""
-    return constrain(unembed.astype(jnp.float32), mesh, ("act_embed", "act_vocab"))
-
-
-def map_token_chunks(
-    function: Callable[..., Any], arrays: tuple[Array, ...], chunk: int, mesh: Mesh | None = None
-) -> Any:
+def map_token_chunks(function: Callable[..., Any], arrays: tuple[Array, ...], chunk: int) -> Any:
     """Apply `function` to slices along T and join the results; its insides are recomputed in the backward pass.
 
     arrays: each [R, T, ...]; function(*slices) returns a tree of arrays [R, c, ...], token by token. At most `chunk`
-    tokens of a device (all its rows together, at least one per row) are in work at a time. One chunk that holds all
-    tokens is a plain call, without recomputation.
+    tokens (all rows together, at least one per row) are in work at a time. One chunk that holds all tokens is a plain
+    call, without recomputation.
     Raises ValueError if chunk < 1.
     """
     if chunk < 1:
         raise ValueError(f"chunk must be at least 1 token, got {chunk}")
-    devices = 1 if mesh is None else batch_shards(mesh) * mesh.shape["sequence"]
     rows, length = arrays[0].shape[:2]
-    columns = max(1, chunk * devices // max(rows, 1))
+    columns = max(1, chunk // max(rows, 1))
     count = -(-length // columns)
     if count <= 1:
         return function(*arrays)
@@ -93,19 +80,14 @@ def map_token_chunks(
 
 
 def token_logprobs(
-    hidden: Array,
-    unembed: Array,
-    targets: Array,
-    temperature: float = 1.0,
-    chunk: int = CHUNK,
-    mesh: Mesh | None = None,
+    hidden: Array, unembed: Array, targets: Array, temperature: float = 1.0, chunk: int = CHUNK
 ) -> tuple[Array, Array]:
     """Log-probability of each target under softmax(hidden @ unembed / temperature), and that softmax's entropy.
 
     hidden [R, T, D] (after the final norm), unembed [D, V], targets [R, T] int32 -> (logprobs, entropy), both [R, T]
     float32 in nats. No top-k or top-p: the policy of the sampler, of the old, the reference and the current model is
     this one. Differentiable in hidden and unembed through the log-probs; the entropy is a measurement, without
-    gradient. No device holds more than `chunk` tokens' logits, forward or backward (at least one token of every row).
+    gradient. Never holds more than `chunk` tokens' logits, forward or backward (at least one token of every row).
     Positions without a meaningful target get finite values to be masked.
     Raises ValueError if temperature <= 0 or chunk < 1.
     """
@@ -114,9 +96,9 @@ def token_logprobs(
     chex.assert_rank([hidden, unembed, targets], [3, 2, 2])
     chex.assert_shape(targets, hidden.shape[:2])
     chex.assert_shape(unembed, (hidden.shape[-1], None))
-    unembed = collected(unembed, mesh)
+    unembed = unembed.astype(jnp.float32)  # the type in which the chunks' gradients add up
 
     def function(hidden: Array, targets: Array) -> tuple[Array, Array]:
         return logits_to_logprobs(project(hidden, unembed, temperature), targets)
 
-    return map_token_chunks(function, (hidden, targets), chunk, mesh)
+    return map_token_chunks(function, (hidden, targets), chunk)

@@ -26,7 +26,6 @@ from r1jax.data.pipelines import BatchIterator, packed_iterator, tokens_drawn
 from r1jax.metrics import CompileCounter, MetricWriter, Progress, check_finite
 from r1jax.model.config import ModelConfig
 from r1jax.model.flops import training_flops
-from r1jax.model.heads import unembedding
 from r1jax.model.mesh_check import check_mesh
 from r1jax.model.outputs import Output
 from r1jax.model.transformer import Transformer
@@ -43,6 +42,7 @@ from r1jax.stages.state import (
     apply_gradients,
     forward,
 )
+from r1jax.stages.token_chunks import collected_unembedding, tokens_at_once
 from r1jax.types import Array, PackedBatch, Params
 
 
@@ -109,13 +109,13 @@ def next_token_gradients(
 
     def loss_of(params: Params) -> tuple[Array, tuple[Output, dict[str, Array]]]:
         output = forward(model, params, batch)
-        unembed = unembedding(params, model.cfg)
-        loss, sums = next_token_loss(output.hidden, unembed, batch, mesh=model.mesh)
+        unembed, chunk = collected_unembedding(model, params), tokens_at_once(model.mesh)
+        loss, sums = next_token_loss(output.hidden, unembed, batch, chunk)
         if output.aux.mtp_hidden is not None:
-            second, mtp_sums = mtp_loss(output.aux.mtp_hidden, unembed, batch, mesh=model.mesh)
+            second, mtp_sums = mtp_loss(output.aux.mtp_hidden, unembed, batch, chunk)
             loss = loss + mtp_weight * second
             sums |= mtp_sums
-            sums |= mtp_acceptance(output.aux.mtp_hidden, output.hidden, unembed, batch, mesh=model.mesh)
+            sums |= mtp_acceptance(output.aux.mtp_hidden, output.hidden, unembed, batch, chunk)
         balance = output.aux.balance_loss
         if output.aux.mtp_balance_loss is not None:
             balance = balance + output.aux.mtp_balance_loss

@@ -26,7 +26,6 @@ from r1jax.data.samples import read_samples
 from r1jax.data.tokenizer import Tokenizer
 from r1jax.metrics import read_rows
 from r1jax.model.config import ModelConfig
-from r1jax.model.heads import unembedding
 from r1jax.model.transformer import Transformer, param_count
 from r1jax.processes import from_writer
 from r1jax.settings import ConfigError
@@ -38,6 +37,7 @@ from r1jax.stages.policy import describe_policy, describe_source, load_policy, s
 from r1jax.stages.sft_config import SFTConfig
 from r1jax.stages.sft_data import SampleEncoder, TrainingSet, encode_file, make_training_set
 from r1jax.stages.state import TrainState, forward, state_from_params
+from r1jax.stages.token_chunks import collected_unembedding, tokens_at_once
 from r1jax.types import Array, PackedBatch, Params
 from r1jax.workdir import RUN_FILES, write_atomically
 
@@ -123,7 +123,8 @@ class HeldOut:
 
         def sums(params: Params, batch: PackedBatch) -> Array:
             hidden = forward(module, params, batch).hidden
-            loss, _ = next_token_loss(hidden, unembedding(params, model), batch, mesh=mesh)
+            unembed = collected_unembedding(module, params)
+            loss, _ = next_token_loss(hidden, unembed, batch, tokens_at_once(mesh))
             return jnp.stack([loss, jnp.sum(batch.loss_mask)])
 
         self._sums = jax.jit(sums)
