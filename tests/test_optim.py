@@ -2,11 +2,14 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
+import optax
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from r1jax.algorithms.router_bias import is_router_bias
+from r1jax.checkpoint import CheckpointStore
 from r1jax.optim import (
     OptimizerConfig,
     abstract_optimizer,
@@ -15,6 +18,7 @@ from r1jax.optim import (
     learning_rate_schedule,
     make_optimizer,
 )
+from r1jax.stages.state import Accumulated, GradientAccumulator
 
 
 def params():
@@ -111,9 +115,120 @@ def test_moments_are_laid_out_like_their_parameters():
     assert jax.tree.leaves(abstract_optimizer(optimizer, abstract_params)) == jax.tree.leaves(abstract)
 
 
+def rounded(x):
+    """To bfloat16, by another library than the code's."""
+    return np.asarray(x, np.float32).astype(ml_dtypes.bfloat16).astype(np.float32)
+
+
+def test_bfloat16_moments_are_changed_in_float32_and_rounded_once():
+    fields = {"learning_rate": 0.1, "name": "adam", "clip_norm": None}
+    optimizer = make_optimizer(OptimizerConfig(mu_dtype="bfloat16", nu_dtype="bfloat16", **fields))
+    value = {"kernel": jnp.ones(64, jnp.bfloat16)}
+    state = init_optimizer(optimizer, value)
+    update = jax.jit(optimizer.update)
+    mean, square = np.zeros(64, np.float32), np.zeros(64, np.float32)
+    for step in range(4):
+        grads = np.random.default_rng(step).normal(size=64).astype(np.float32)
+        updates, state = update({"kernel": grads}, state, value)
+        mean, square = 0.9 * mean + 0.1 * grads, 0.95 * square + 0.05 * grads**2
+        step_size = mean / (1 - 0.9 ** (step + 1)) / (np.sqrt(square / (1 - 0.95 ** (step + 1))) + 1e-8)
+        np.testing.assert_allclose(updates["kernel"], -0.1 * step_size, rtol=1e-5)
+        mean, square = rounded(mean), rounded(square)
+        stored = [leaf for leaf in jax.tree.leaves(state) if leaf.shape == (64,)]
+        for leaf, want in zip(stored, (mean, square), strict=True):
+            assert leaf.dtype == jnp.bfloat16
+            np.testing.assert_allclose(leaf.astype(np.float32), want, rtol=2**-8)  # a tie may fall either way
+        mean, square = (np.asarray(leaf, np.float32) for leaf in stored)
+
+
+def test_moments_are_float32_unless_asked_whatever_the_parameters_are():
+    optimizer = make_optimizer(OptimizerConfig())
+    state = optimizer.init({"kernel": jnp.ones(3, jnp.bfloat16)})
+    assert {leaf.dtype for leaf in jax.tree.leaves(state) if leaf.shape} == {jnp.dtype("float32")}
+
+
+def test_master_weights_add_up_what_bfloat16_parameters_would_lose():
+    """At 1.0 bfloat16 numbers are 2^-8 apart below: 20 steps of 1e-4 vanish one by one and move the master by 0.002."""
+    moved = {}
+    for master in (False, True):
+        optimizer = make_optimizer(OptimizerConfig(learning_rate=1e-4, name="adam", master_weights=master))
+        value = {"kernel": jnp.array([1.0, -1.0, 0.25], jnp.bfloat16), "bias": jnp.zeros(2, jnp.bfloat16)}
+        state = init_optimizer(optimizer, value)
+
+        @jax.jit
+        def step(value, state, optimizer=optimizer):
+            updates, state = optimizer.update({"kernel": jnp.ones(3), "bias": -jnp.ones(2)}, state, value)
+            return optax.apply_updates(value, updates), state
+
+        for _ in range(20):
+            value, state = step(value, state)
+        moved[master] = value["kernel"]
+        assert value["kernel"].dtype == jnp.bfloat16
+    np.testing.assert_array_equal(np.asarray(moved[False], np.float32), [1.0, -1.0, 0.25])
+    copies = flat(state)
+    (kernel,) = (leaf for path, leaf in copies.items() if path.endswith("master/kernel"))
+    np.testing.assert_allclose(kernel, [0.998, -1.002, 0.248], rtol=1e-6)  # Adam's steps are 1 under one gradient
+    np.testing.assert_array_equal(moved[True], kernel.astype(jnp.bfloat16))
+
+
+def test_master_weights_of_float32_parameters_are_refused():
+    with pytest.raises(ValueError, match="master_weights: the parameters are float32 themselves"):
+        make_optimizer(OptimizerConfig(master_weights=True)).init({"kernel": jnp.ones(2)})
+
+
+def test_a_state_in_host_memory_changes_no_bit_and_survives_a_checkpoint(tmp_path):
+    mesh = jax.make_mesh((2,), ("fsdp",), axis_types=(AxisType.Auto,), devices=jax.devices()[:2])
+    split, whole = NamedSharding(mesh, PartitionSpec("fsdp")), NamedSharding(mesh, PartitionSpec())
+    tree = {"kernel": jnp.ones((8, 4), jnp.bfloat16), "router": {"bias": jnp.ones(3, jnp.bfloat16)}}
+    tree = jax.device_put(tree, {"kernel": split, "router": {"bias": whole}})
+    fields = {"learning_rate": 0.1, "mu_dtype": "bfloat16", "nu_dtype": "bfloat16", "master_weights": True}
+    results = {}
+    for memory in ("device", "host"):
+        optimizer = make_optimizer(OptimizerConfig(memory=memory, **fields), is_router_bias)
+        state, value = init_optimizer(optimizer, tree), tree
+        update = jax.jit(optimizer.update, donate_argnums=1)
+        for step in range(2):
+            grads = jax.tree.map(lambda x, step=step: jnp.sin(jnp.arange(x.size).reshape(x.shape) + step), tree)
+            updates, state = update(grads, state, value)
+            value = optax.apply_updates(value, updates)
+        kinds = {leaf.sharding.memory_kind for leaf in jax.tree.leaves(state) if leaf.ndim}
+        assert kinds == {"pinned_host" if memory == "host" else "device"}
+        results[memory] = value, state
+    jax.tree.map(np.testing.assert_array_equal, results["host"], results["device"])
+    store = CheckpointStore(tmp_path)
+    store.save(2, state)
+    _, restored, _ = store.restore(abstract_optimizer(optimizer, tree))
+    for got, want in zip(jax.tree.leaves(restored), jax.tree.leaves(state), strict=True):
+        assert (got.dtype, got.sharding.memory_kind) == (want.dtype, want.sharding.memory_kind)
+        np.testing.assert_array_equal(got, want)
+
+
+def test_host_memory_that_is_not_there_is_refused(monkeypatch):
+    monkeypatch.setattr("r1jax.optim.HOST_MEMORY", "tape")
+    optimizer = make_optimizer(OptimizerConfig(memory="host"))
+    with pytest.raises(ValueError, match=r"memory: 'host' needs memory of kind 'tape', and cpu devices have \["):
+        init_optimizer(optimizer, params())
+
+
+def test_gradients_of_micro_batches_add_up_in_float32():
+    """300 gradients of 1 are 300; a bfloat16 sum stays at 256."""
+
+    def one(value):
+        grads = jax.grad(lambda v: jnp.sum(v["kernel"].astype(jnp.float32)))(value)
+        return Accumulated(grads=grads, sums={}, maxima={}, load=jnp.zeros(1), mtp_load=None)
+
+    accumulate, total = GradientAccumulator(one), None
+    for _ in range(300):
+        total = accumulate(total, {"kernel": jnp.zeros(2, jnp.bfloat16)})
+    np.testing.assert_array_equal(total.grads["kernel"], [300, 300])
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
+        ({"mu_dtype": "float16"}, "mu_dtype: unknown value 'float16'; allowed: float32, bfloat16"),
+        ({"memory": "disk"}, "memory: unknown value 'disk'; allowed: device, host"),
+        ({"nu_dtype": "bfloat16", "b2": 0.999}, "nu_dtype: bfloat16 rounds away the small steps of b2 = 0.999"),
         ({"name": "lion"}, "name: unknown value 'lion'; allowed: adamw, adam"),
         ({"schedule": "step"}, "schedule: unknown value 'step'; allowed: constant, linear, cosine"),
         ({"schedule": "cosine"}, "total_steps: required by the cosine schedule"),

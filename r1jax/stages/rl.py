@@ -11,6 +11,7 @@ says otherwise (the papers are silent on both).
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import pathlib
 import time
@@ -45,11 +46,10 @@ from r1jax.metrics import (
     read_rows,
 )
 from r1jax.model.config import ModelConfig
-from r1jax.model.heads import unembedding
 from r1jax.model.mesh_check import check_mesh
 from r1jax.model.outputs import Output
 from r1jax.model.transformer import Transformer
-from r1jax.optim import learning_rate_schedule, make_optimizer
+from r1jax.optim import in_device_memory, in_host_memory, learning_rate_schedule, make_optimizer, move
 from r1jax.processes import from_writer, here, whole
 from r1jax.rewards.grading import Grading
 from r1jax.rollout import (
@@ -84,6 +84,7 @@ from r1jax.stages.state import (
     forward,
     state_from_params,
 )
+from r1jax.stages.token_chunks import collected_unembedding, tokens_at_once
 from r1jax.types import Array, Example, PackedBatch, Params, PolicyBatch
 from r1jax.workdir import write_atomically
 
@@ -106,7 +107,8 @@ def policy_gradients(
     def loss_of(params: Params) -> tuple[Array, tuple[Output, dict[str, Array]]]:
         packed = batch.packed
         output = forward(model, params, packed)
-        logprobs, entropy = token_logprobs(output.hidden, unembedding(params, model.cfg), packed.targets, temperature)
+        unembed, chunk = collected_unembedding(model, params), tokens_at_once(model.mesh)
+        logprobs, entropy = token_logprobs(output.hidden, unembed, packed.targets, temperature, chunk)
         loss, metrics = grpo_loss(logprobs, entropy, batch, config, num_sequences)
         if sequence_loss:
             loss = loss + sequence_loss * output.aux.balance_loss * output.aux.num_sequences / sequences
@@ -125,7 +127,8 @@ def policy_gradients(
 def score_tokens(model: Transformer, temperature: float, params: Params, packed: PackedBatch) -> tuple[Array, Array]:
     """Log-probs [R, T] of the targets and the chosen experts [R, T, M, A] of rows."""
     output = forward(model, params, packed)
-    logprobs, _ = token_logprobs(output.hidden, unembedding(params, model.cfg), packed.targets, temperature)
+    unembed, chunk = collected_unembedding(model, params), tokens_at_once(model.mesh)
+    logprobs, _ = token_logprobs(output.hidden, unembed, packed.targets, temperature, chunk)
     return logprobs, jnp.moveaxis(output.aux.experts, 0, 2)
 
 
@@ -175,12 +178,25 @@ class Trainer:
 
         Experts are large: each process has those of the rows on its devices, and -1 elsewhere.
         """
+        params = move(params, in_device_memory)  # a reference may lie in the host's
         logprobs, experts = [], []
         for micro in split_microbatches(packed, self.config.micro_rows):
             scored = self.score_rows(params, shard_batch(self.mesh, micro))
             logprobs.append(whole(scored[0]))
             experts.append(here(scored[1], fill=-1))
         return np.concatenate(logprobs), np.concatenate(experts)
+
+    def keep(self, params: Params) -> Params:
+        """A reference model with these values, in buffers of its own, in the memory that the config names."""
+        return move(params, in_host_memory) if self.config.reference_memory == "host" else copy_params(params)
+
+    def abstract_reference(self, params: Params) -> Params:
+        """Shapes and shardings of the reference, given those of the policy."""
+        if self.config.reference_memory == "device":
+            return params
+        return jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=in_host_memory(leaf.sharding)), params
+        )
 
     def update(self, state: TrainState, batch: PolicyBatch) -> tuple[TrainState, dict[str, Array]]:
         """One update on a mini-batch."""
@@ -199,6 +215,8 @@ def run(config: RLConfig, workdir: pathlib.Path) -> None:
     mesh = make_mesh(mesh_sizes(config.mesh, model))
     check_fit(config, mesh, sources, model, tokenizer)
     policy = load_policy(config.init, workdir, mesh)
+    if config.reference_memory == "host":  # it is the first reference
+        policy = dataclasses.replace(policy, params=move(policy.params, in_host_memory))
     describe_policy(workdir, policy)
     questions = Questions(config, sources)
     with stage_grading(config.rewards, workdir, mesh, policy, config.decoding) as grading:
@@ -308,10 +326,12 @@ class Loop:
         self.is_new = self.store.latest() is None
         if self.is_new:
             self.writer.rewind(None)
-            train = state_from_params(self.trainer.optimizer, copy_params(self.initial), self.mesh)
+            train = state_from_params(
+                self.trainer.optimizer, copy_params(move(self.initial, in_device_memory)), self.mesh
+            )
             return RLState(train, self.initial), 0, 0
         abstract = abstract_state(self.model, self.trainer.optimizer, self.mesh)
-        _, state, saved = self.store.restore(RLState(abstract, abstract.params))
+        _, state, saved = self.store.restore(RLState(abstract, self.trainer.abstract_reference(abstract.params)))
         self.writer.rewind(saved["writer"])
         self.questions.set_state(saved["questions"])
         return state, saved["rollout"], saved["done"]
@@ -363,7 +383,7 @@ class Loop:
         check_finite(watched, step, self.workdir, partial(jax.tree.map, np.asarray, mini.batch))
         every = self.config.reference_every
         refresh = bool(every) and step % every == 0
-        return RLState(train, copy_params(train.params) if refresh else state.reference), row
+        return RLState(train, self.trainer.keep(train.params) if refresh else state.reference), row
 
     def clock(self) -> dict[str, float]:
         """Seconds of every section and compilations since the last call, also of evaluations and checkpoints."""

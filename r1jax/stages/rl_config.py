@@ -63,6 +63,8 @@ class RLConfig:
     shuffle_rewards: bool = False  # control: rewards are permuted within each group, so that they carry no information
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     reference_every: int = 400  # updates between two refreshes of the reference, from the next rollout on; 0: never
+    # 'device', or 'host': the reference's parameters come to the device only while they score a mini-batch
+    reference_memory: str = "device"
     router_bias_rate: float = 0.0  # 0: the balancing bias is frozen
     sequence_loss: float = 0.0  # weight of the sequence-wise balance loss
     evaluation: InRunEvaluation = dataclasses.field(default_factory=InRunEvaluation)
@@ -75,6 +77,8 @@ class RLConfig:
     def __post_init__(self) -> None:
         if self.preset not in GRPO_PRESETS:
             raise ValueError(f"preset: {self.preset!r} is not one of {sorted(GRPO_PRESETS)}")
+        if self.reference_memory not in ("device", "host"):
+            raise ValueError(f"reference_memory: {self.reference_memory!r} is neither 'device' nor 'host'")
         if self.prompts * self.group_size % self.minibatches:
             raise ValueError(
                 f"minibatches: {self.minibatches} does not divide "
