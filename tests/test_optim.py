@@ -217,7 +217,7 @@ def test_gradients_of_micro_batches_add_up_in_float32():
         grads = jax.grad(lambda v: jnp.sum(v["kernel"].astype(jnp.float32)))(value)
         return Accumulated(grads=grads, sums={}, maxima={}, load=jnp.zeros(1), mtp_load=None)
 
-    accumulate, total = GradientAccumulator(one), None
+    accumulate, total = GradientAccumulator(one, {"kernel": jnp.zeros(2, jnp.bfloat16)}), None
     for _ in range(300):
         total = accumulate(total, {"kernel": jnp.zeros(2, jnp.bfloat16)})
     np.testing.assert_array_equal(total.grads["kernel"], [300, 300])

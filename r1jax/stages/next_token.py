@@ -41,6 +41,7 @@ from r1jax.stages.state import (
     abstract_state,
     apply_gradients,
     forward,
+    placed_abstract_params,
 )
 from r1jax.stages.token_chunks import collected_unembedding, tokens_at_once
 from r1jax.types import Array, PackedBatch, Params
@@ -157,7 +158,7 @@ class Trainer:
         schedule = learning_rate_schedule(training.optimizer)
         module, balance = Transformer(training.trained_part(model), mesh), training.balance
         gradients = partial(next_token_gradients, module, training.mtp_weight, balance.sequence_loss)
-        self.accumulate = GradientAccumulator(gradients)
+        self.accumulate = GradientAccumulator(gradients, placed_abstract_params(model, mesh))
 
         def apply(state: TrainState, total: Accumulated) -> tuple[TrainState, dict[str, Array]]:
             new, metrics = apply_gradients(state, total, self.optimizer, balance.router_bias_rate, training.is_frozen)

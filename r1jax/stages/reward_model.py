@@ -130,7 +130,7 @@ def check(config: RewardModelConfig, workdir: pathlib.Path, planned: Planned) ->
     Data that exists is read, and tokenized where the tokenizer is known.
     """
     model, tokenizer = known_policy(config.init, workdir, planned)
-    check_trainable(model)
+    check_trainable(model, config.optimizer)
     if config.max_length > model.max_positions:
         raise ConfigError(
             f"max_length: {config.max_length} exceeds the model's context, max_positions = {model.max_positions}"
@@ -187,7 +187,7 @@ class Trainer:
         self.config, self.model, self.mesh = config, model, mesh
         self.optimizer = make_optimizer(config.optimizer, freeze=is_frozen)
         gradients = partial(reward_gradients, Transformer(model, mesh), config.kind, config.margin, config.smoothing)
-        self.accumulate = GradientAccumulator(gradients)
+        self.accumulate = GradientAccumulator(gradients, abstract_scored(model, mesh))
         schedule = learning_rate_schedule(config.optimizer)
 
         def apply(state: TrainState, total: Accumulated) -> tuple[TrainState, dict[str, Array]]:

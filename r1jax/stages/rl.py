@@ -82,6 +82,7 @@ from r1jax.stages.state import (
     abstract_state,
     apply_gradients,
     forward,
+    placed_abstract_params,
     state_from_params,
 )
 from r1jax.stages.token_chunks import collected_unembedding, tokens_at_once
@@ -161,7 +162,8 @@ class Trainer:
         self.sequences = config.prompts * config.group_size // config.minibatches
         module, temperature = Transformer(model, mesh), config.decoding.temperature
         self.accumulate = GradientAccumulator(
-            partial(policy_gradients, module, config.grpo_config, temperature, self.sequences, config.sequence_loss)
+            partial(policy_gradients, module, config.grpo_config, temperature, self.sequences, config.sequence_loss),
+            placed_abstract_params(model, mesh),
         )
         self.score_rows = jax.jit(partial(score_tokens, module, temperature))
         schedule = learning_rate_schedule(config.optimizer)
@@ -255,7 +257,7 @@ def check_fit(
     for name in ("source", "late.source"):
         if len(sources.get(name, range(config.prompts))) < config.prompts:
             raise ConfigError(f"{name}: {len(sources[name])} examples are fewer than prompts = {config.prompts}")
-    check_trainable(model)
+    check_trainable(model, config.optimizer)
     check_mesh(model, mesh, config.row_length)
     check_divides("micro_rows", config.micro_rows, mesh)
     check_asking(config.prompt, config.decoding, mesh, model, tokenizer, sources, config.group_size)

@@ -108,14 +108,17 @@ def add_accumulated(a: Accumulated, b: Accumulated) -> Accumulated:
 class GradientAccumulator:
     """Adds up the gradients of micro-batches: the first call makes the sums, later ones add to them in place.
 
-    In float32, whatever the parameters' type: in bfloat16 a sum stops growing at some 256 times what is added.
+    In float32, whatever the parameters' type: in bfloat16 a sum stops growing at some 256 times what is added. Laid out
+    as `params`, shapes with shardings: left to itself the compiler keeps whole sums on every device.
     """
 
-    def __init__(self, gradients: Callable[..., Accumulated]) -> None:
+    def __init__(self, gradients: Callable[..., Accumulated], params: Params) -> None:
+        layout = jax.tree.map(lambda leaf: leaf.sharding, params)
+
         def exact(*args: Any) -> Accumulated:
             one = gradients(*args)
             grads = jax.tree.map(lambda gradient: gradient.astype(jnp.float32), one.grads)
-            return one.replace(grads=grads)  # type: ignore[attr-defined, no-any-return]
+            return one.replace(grads=jax.lax.with_sharding_constraint(grads, layout))  # type: ignore[attr-defined, no-any-return]
 
         self.first = jax.jit(exact)
         self.add = jax.jit(lambda so_far, *args: add_accumulated(so_far, exact(*args)), donate_argnums=0)
