@@ -1,0 +1,219 @@
+"""What one run of a compiled program costs a device: operations, bytes of HBM, bytes on the network, and seconds.
+
+Operations are those of matrix products (two for a multiply-add), loops multiplied out. The roofline: each part alone at
+the rate of the spec sheet, so no real run is faster than the largest of the three, and a run that overlaps none of the
+network with the rest takes the sum.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+
+import numpy as np
+from jax.sharding import Mesh
+
+from r1jax.plan.chips import Topology
+from r1jax.plan.collectives import Collective, find_collectives
+from r1jax.plan.hlo import Computation, Instruction, Program, Shape
+
+PASSES = {"highest": 6, "high": 3}  # bf16 products that a TPU makes of one of float32
+NO_TRAFFIC = frozenset(
+    (
+        *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "call", "conditional"),
+        *("after-all", "partition-id", "replica-id", "add-dependency", "opt-barrier", "domain"),
+        *("async-start", "async-update", "async-done", "copy-done", "all-gather-done", "all-reduce-done"),
+        *("collective-permute-done", "send", "send-done", "recv", "recv-done"),
+    )
+)
+READS_A_PART = ("dynamic-slice", "slice", "gather")
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """Of one run of a program on one device."""
+
+    flops: float  # of matrix products
+    grouped_flops: float  # the part of them in products with a group's matrix, at the full size of their buffers
+    unknown: tuple[str, ...]  # kernels that do not say what they compute
+    bytes: float  # read from and written to HBM
+    collectives: tuple[Collective, ...]
+
+    @property
+    def network_bytes(self) -> float:
+        """Sent by a device."""
+        return sum(one.total for one in self.collectives)
+
+
+def program_cost(program: Program, mesh: Mesh) -> Cost:
+    """Walks the program once."""
+    flops = grouped = moved = 0.0
+    unknown: dict[str, None] = {}
+    for instruction, computation, times in program.run():
+        moved += times * traffic(program, instruction, computation)
+        for inner, scope in ((instruction, computation), *program.within(instruction)):
+            count = instruction_flops(inner, scope)
+            if count is None:
+                unknown[inner.source or inner.name] = None
+                continue
+            flops += times * count
+            grouped += times * count * (inner.opcode == "custom-call" and "ragged" in inner.name + inner.source)
+    return Cost(flops, grouped, tuple(unknown), moved, tuple(find_collectives(program, mesh)))
+
+
+def instruction_flops(instruction: Instruction, scope: Computation) -> float | None:
+    """Operations of one matrix product, 0 of what is none, None of a kernel that does not tell."""
+    if instruction.opcode == "dot":
+        left = scope[instruction.operands[0]].shapes[0]
+        summed = _numbers(r"lhs_contracting_dims=\{([\d,]*)\}", instruction.attributes)
+        return 2.0 * instruction.shapes[0].elements * math.prod(left.sizes[axis] for axis in summed)
+    if instruction.opcode == "convolution":
+        left, right = (scope[name].shapes[0] for name in instruction.operands[:2])
+        return _convolution_flops(instruction, left, right) * _passes(instruction, left)
+    if instruction.opcode != "custom-call":
+        return 0.0
+    target = re.search(r'custom_call_target="([^"]*)"', instruction.attributes)
+    estimate = re.search(r'"cost_estimate":\{"flops":"?(\d+)', instruction.attributes)
+    if estimate:
+        return float(estimate[1])
+    kernel = target is not None and target[1] == "tpu_custom_call" and "metadata" not in instruction.name
+    return None if kernel else 0.0
+
+
+def _passes(instruction: Instruction, left: Shape) -> int:
+    named = re.search(r"operand_precision=\{(\w+)", instruction.attributes)
+    return PASSES.get(named[1], 1) if named and left.dtype == "f32" else 1
+
+
+def _numbers(pattern: str, text: str) -> list[int]:
+    match = re.search(pattern, text)
+    return [int(number) for number in match[1].split(",") if number] if match else []
+
+
+def _convolution_flops(instruction: Instruction, left: Shape, right: Shape) -> float:
+    """A TPU writes batched products as convolutions with dilated or padded windows: only what meets data is counted."""
+    labels = re.search(r"dim_labels=([\w?]+)_([\w?]+)->([\w?]+)", instruction.attributes)
+    assert labels is not None
+    window = dict(
+        re.findall(r"(\w+)=([\dx_\-]+)", (re.search(r"window=\{([^}]*)\}", instruction.attributes) or [""])[0])
+    )
+    out = instruction.shapes[0]
+
+    def along(field: str, axis: int, default: str) -> str:
+        return window[field].split("x")[axis] if field in window else default
+
+    pairs = 1.0
+    for axis in range(sum(label.isdigit() for label in labels[1])):
+        size = left.sizes[labels[1].index(str(axis))]
+        outputs, taps = out.sizes[labels[3].index(str(axis))], right.sizes[labels[2].index(str(axis))]
+        low = int(along("pad", axis, "0_0").split("_")[0])
+        stride, spread = int(along("stride", axis, "1")), int(along("rhs_dilate", axis, "1"))
+        holes = int(along("lhs_dilate", axis, "1"))
+        place = np.arange(outputs)[:, None] * stride + np.arange(taps)[None, :] * spread - low
+        pairs *= int(np.count_nonzero((place >= 0) & (place % holes == 0) & (place // holes < size)))
+    batch, features = out.sizes[labels[3].index("b")], out.sizes[labels[3].index("f")]
+    return 2.0 * pairs * batch * features * right.sizes[labels[2].index("i")]
+
+
+def traffic(program: Program, instruction: Instruction, scope: Computation) -> float:
+    """Bytes of HBM that an instruction reads and writes; what lies in on-chip memory is free.
+
+    What reads a part of an array (a layer's slice of stacked weights) reads that part; an update in place writes the
+    part.
+    """
+    if instruction.opcode in NO_TRAFFIC:
+        return 0.0
+    written = instruction.shapes[:1] if instruction.opcode.endswith("-start") else instruction.shapes
+    if instruction.opcode in READS_A_PART:
+        return 2 * _in_memory(instruction.shapes)
+    operands = [scope[name] for name in instruction.operands if name in scope]
+    if instruction.opcode == "dynamic-update-slice":
+        return 2 * _in_memory(operands[1].shapes)
+    if instruction.opcode == "scatter":
+        return 2 * _in_memory(operands[-1].shapes)
+    fused = program.fused(instruction)
+    if fused is None:
+        return _in_memory(written) + sum(_in_memory(operand.shapes) for operand in operands)
+    return _fusion_traffic(fused, operands, instruction)
+
+
+def _in_memory(shapes: tuple[Shape, ...]) -> float:
+    return sum(shape.bytes for shape in shapes if not shape.on_chip)
+
+
+def _fusion_traffic(fused: Computation, operands: list[Instruction], fusion: Instruction) -> float:
+    total = _in_memory(fusion.shapes)
+    updates = [inner for inner in fused.values() if inner.opcode == "dynamic-update-slice"]
+    updated = {inner.operands[0] for inner in updates}
+    for inner in updates:  # in place: the part instead of the whole
+        if inner.shapes[0] in fusion.shapes and not inner.shapes[0].on_chip:
+            total -= inner.shapes[0].bytes - fused[inner.operands[1]].shapes[0].bytes
+    for inner in fused.values():
+        if inner.opcode != "parameter" or int(inner.constant) >= len(operands):
+            continue
+        whole = _in_memory(operands[int(inner.constant)].shapes)
+        users = [user for user in fused.values() if inner.name in user.operands]
+        if users and all(user.opcode in READS_A_PART and user.operands[0] == inner.name for user in users):
+            whole = min(whole, sum(user.shapes[0].bytes for user in users))
+        elif inner.name in updated:
+            whole = 0.0
+        total += whole
+    return max(total, 0.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Time:
+    """Seconds of one run: each resource alone, at its full rate."""
+
+    compute: float
+    memory: float
+    network: float
+
+    @property
+    def overlapped(self) -> float:
+        """If everything overlaps: no run is faster."""
+        return max(self.compute, self.memory, self.network)
+
+    @property
+    def predicted(self) -> float:
+        """Products and HBM overlap, the network is waited for."""
+        return max(self.compute, self.memory) + self.network
+
+    @property
+    def bound(self) -> str:
+        """The resource that takes longest."""
+        return max(("compute", "memory", "network"), key=lambda name: getattr(self, name))
+
+
+def step_time(flops: float, moved: float, collectives: tuple[Collective, ...], mesh: Mesh, topology: Topology) -> Time:
+    """The roofline of one run on one device."""
+    device = topology.chip.device
+    network = sum(one.total / bandwidth(one, mesh, topology) for one in collectives)
+    return Time(flops / device.bf16, moved / device.bandwidth, network)
+
+
+def bandwidth(collective: Collective, mesh: Mesh, topology: Topology) -> float:
+    """Bytes a second that a device can send in a collective.
+
+    On a torus a group that extends along k of its axes sends over k rings, both ways round where the ring is closed
+    (an axis of a multiple of four chips that the group spans). In an all-to-all the longest axis decides: what is sent
+    goes a quarter round on average, and of an open line half of it through the middle. On GPUs: the switch's rate
+    within a host, the adapter's beyond. Other collectives at the same time are not considered.
+    """
+    device = topology.chip.device
+    if "slice" in collective.axes:
+        return device.network
+    if topology.chip.platform == "cuda":
+        hosts = {place // topology.shape[0] for place in collective.devices}
+        return device.link if len(hosts) == 1 else device.network
+    chips = [mesh.devices.flat[place].coords for place in collective.devices]
+    extents = [{coords[axis] for coords in chips} for axis in range(len(topology.shape))]
+    rings, crossed = 0.0, math.inf
+    for extent, size in zip(extents, topology.shape, strict=True):
+        if len(extent) > 1:
+            closed = len(extent) == size and size % 4 == 0
+            rings += 2 if closed else 1
+            crossed = min(crossed, (8 if closed else 4) * device.link / len(extent))
+    rate = max(rings, 1.0) * device.link
+    return min(rate, crossed) if collective.kind in ("all-to-all", "ragged-all-to-all") else rate

@@ -1,0 +1,107 @@
+"""The largest batch and the longest rows that fit: a line through the memory of two compiled sizes.
+
+Peak memory grows with rows by a constant for each row: activations of a block, its residuals, logits of a chunk. With
+length it does too where attention runs in chunks; scores of whole rows would grow with its square, and the line then
+says too much. So the answer is a prediction, to be confirmed by a plan at that size.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+from r1jax.plan.chips import Topology
+from r1jax.plan.compile import PlanError
+from r1jax.plan.planner import make_plan, mesh_of
+from r1jax.plan.steps import row_length
+from r1jax.plan.subject import Subject, for_responses
+from r1jax.sharding import batch_shards, decoding_mesh
+from r1jax.stages.rl_config import RLConfig
+
+FITTED = ("gradients",)  # unless others are asked for: each limit costs two compilations
+
+
+@dataclasses.dataclass(frozen=True)
+class Limit:
+    """How far one size of a step can grow."""
+
+    step: str
+    field: str  # what grows
+    points: tuple[tuple[int, float], ...]  # (size, bytes of a device), compiled
+    usable: float
+    multiple: int  # the size grows in steps of this
+
+    @property
+    def slope(self) -> float:
+        """Bytes of a device for one more."""
+        (x, low), (y, high) = self.points
+        return (high - low) / (y - x)
+
+    @property
+    def largest(self) -> int | None:
+        """The largest size that fits; 0: not even one step of it; None: memory does not grow with it."""
+        if self.slope <= 0:
+            return None
+        x, low = self.points[0]
+        return max(math.floor((x + (self.usable - low) / self.slope) / self.multiple) * self.multiple, 0)
+
+
+def find_limits(subject: Subject, topology: Topology, names: tuple[str, ...]) -> list[Limit]:
+    """Of each step of `names` (gradients, log-probs, prefill, decode): how many rows, and how long, fit.
+
+    Every limit takes two compilations. Raises PlanError for a machine whose compiler is not here.
+    """
+    if topology.chip.platform != "tpu":
+        raise PlanError(f"--fit: {topology.name} has no compiler here, so there is no figure of memory to fit")
+    return [
+        limit
+        for name in names
+        for limit in (_rows_limit(subject, topology, name), _length_limit(subject, topology, name))
+    ]
+
+
+def _rows_limit(subject: Subject, topology: Topology, name: str) -> Limit:
+    mesh, config = mesh_of(topology, subject), subject.config
+    sampled = name.startswith(("decode", "prefill"))
+    if sampled:
+        assert isinstance(config, RLConfig)
+        multiple, now = batch_shards(decoding_mesh(mesh)) * config.group_size, config.decoding.batch_size
+        field = "decoding.batch_size"
+    else:
+        multiple = batch_shards(mesh)
+        field = "rows" if hasattr(config, "rows") and not getattr(config, "micro_rows", 0) else "micro_rows"
+        now = getattr(config, field)
+    other = now // 2 if now % (2 * multiple) == 0 else 2 * now
+    sizes = sorted((now, other))
+    points = tuple((size, _peak(_with_rows(subject, field, size), topology, name)) for size in sizes)
+    return Limit(name, field, points, topology.chip.device.usable, multiple)
+
+
+def _with_rows(subject: Subject, field: str, size: int) -> Subject:
+    config = subject.config
+    if field == "decoding.batch_size":
+        assert isinstance(config, RLConfig)
+        config = dataclasses.replace(config, decoding=dataclasses.replace(config.decoding, batch_size=size))
+    elif field == "rows":
+        config = dataclasses.replace(config, rows=size)  # type: ignore[call-arg]
+    elif hasattr(config, "rows") and config.rows % size:
+        config = dataclasses.replace(config, micro_rows=size, rows=size)  # type: ignore[call-arg]
+    else:
+        config = dataclasses.replace(config, micro_rows=size)  # type: ignore[call-arg]
+    return dataclasses.replace(subject, config=config)
+
+
+def _length_limit(subject: Subject, topology: Topology, name: str) -> Limit:
+    config = subject.config
+    if isinstance(config, RLConfig):
+        now, field = config.response_limit(0), "tokens of a response"
+    else:
+        now, field = row_length(config), "tokens of a row"
+    points = tuple((size, _peak(for_responses(subject, size), topology, name)) for size in (now // 2, now))
+    return Limit(name, field, points, topology.chip.device.usable, 128)
+
+
+def _peak(subject: Subject, topology: Topology, name: str) -> float:
+    (one,) = make_plan(subject, topology, (name,)).steps
+    assert one.peak is not None
+    return one.peak

@@ -1,0 +1,330 @@
+"""The steps of a stage as a plan sees them: the stage's own jitted functions with abstract arguments.
+
+Nothing is allocated and nothing is run: arguments are shapes with shardings on a mesh whose devices need not exist.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from r1jax.data.scored_rows import ScoredRows
+from r1jax.model.config import ModelConfig
+from r1jax.model.flops import forward_flops, sampling_flops, training_flops
+from r1jax.sampling.decode import Decoder, SamplingConfig
+from r1jax.sampling.programs import Programs
+from r1jax.sharding import batch_sharding, decoding_mesh
+from r1jax.stages import next_token, reward_model, rl
+from r1jax.stages.checks import check_divides, check_trainable
+from r1jax.stages.next_token import Training
+from r1jax.stages.pretrain import PretrainConfig, training_of
+from r1jax.stages.reward_model import RewardModelConfig
+from r1jax.stages.rl_config import RLConfig
+from r1jax.stages.scalar_model import scored_model
+from r1jax.stages.sft_config import SFTConfig
+from r1jax.stages.state import abstract_state
+from r1jax.types import PackedBatch, PolicyBatch
+
+LONG_RUN = 1_000_000  # updates: how long a schedule is does not change the program
+StageConfig = RLConfig | SFTConfig | PretrainConfig | RewardModelConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class PlannedStep:
+    """One compiled program of a stage."""
+
+    name: str
+    what: str  # its size, in words
+    function: Any  # jitted, as the stage runs it
+    arguments: tuple[Any, ...]  # ShapeDtypeStructs with shardings
+    tokens: float  # of one call, on all devices
+    model_flops: float  # that the model costs for them (`model.flops`), on all devices
+    calls: float  # in one step of the stage: a rollout and its updates, or one update
+    assignments: float = 0.0  # rows that experts are given in one call, in each layer, on all devices
+    # What else lies in the devices' memory meanwhile: trees of ShapeDtypeStructs.
+    beside: tuple[Any, ...] = ()
+    trains: bool = False  # a backward pass belongs to it
+    compute_bytes: int = 2  # of a parameter in the type that is computed in
+    params_at: int = 0  # which of the arguments are the parameters
+
+    def lower(self) -> Any:
+        """The program for the devices of its arguments' shardings."""
+        return self.function.lower(*self.arguments)
+
+
+def tree_bytes(tree: Any) -> float:
+    """Bytes of a tree of ShapeDtypeStructs on one device; what lies in host memory does not count."""
+    return float(sum(_leaf_bytes(leaf) for leaf in jax.tree.leaves(tree)))
+
+
+def _leaf_bytes(leaf: Any) -> float:
+    sharding = getattr(leaf, "sharding", None)
+    if getattr(sharding, "memory_kind", None) in ("pinned_host", "unpinned_host"):
+        return 0.0
+    shape = leaf.shape if sharding is None else sharding.shard_shape(leaf.shape)
+    return math.prod(shape) * leaf.dtype.itemsize
+
+
+def planned_steps(config: StageConfig, model: ModelConfig, mesh: Mesh) -> list[PlannedStep]:
+    """All programs of a stage. Raises ConfigError or PlanError naming the field that does not fit the mesh."""
+    is_sft = isinstance(config, SFTConfig)  # its optimiser follows from its length
+    check_trainable(model, config.optimizer_config(1_000_000) if is_sft else config.optimizer)
+    steps = STEPS[type(config)](config, model, mesh)
+    width = jnp.dtype(model.dtype).itemsize
+    return [dataclasses.replace(step, compute_bytes=width) for step in steps]
+
+
+def row_length(config: StageConfig) -> int:
+    """Tokens of a row that is trained on."""
+    return config.max_length if isinstance(config, RewardModelConfig) else config.row_length
+
+
+def rows_at_once(config: StageConfig) -> int:
+    """Rows of one forward and backward pass."""
+    return config.micro_rows or (config.rows if isinstance(config, SFTConfig | PretrainConfig) else 0)
+
+
+def rl_steps(config: RLConfig, model: ModelConfig, mesh: Mesh) -> list[PlannedStep]:
+    """Prefill, decode at the first and the last chunk, log-probs, gradients of one micro-batch, the update."""
+    check_divides("micro_rows", config.micro_rows, mesh)
+    check_divides("decoding.batch_size", config.decoding.batch_size, decoding_mesh(mesh), config.group_size)
+    trainer = rl.Trainer(config, model, mesh)
+    state = abstract_state(model, trainer.optimizer, mesh)
+    reference = abstract_reference(config, state.params)
+    tokens = config.micro_rows * config.row_length
+    length = config.prompt.width + config.response_limit(0)
+    micro_batches = math.ceil(update_rows(config) / config.micro_rows)
+    packed = packed_rows(mesh, config.micro_rows, config.row_length, config.shared_prompts)
+    updates = config.updates_per_rollout
+    size = f"{config.micro_rows} rows of {config.row_length:,} tokens"
+    scored = PlannedStep(
+        "log-probs",
+        size,
+        trainer.score_rows,
+        (state.params, packed),
+        tokens,
+        forward_flops(model, tokens, length),
+        2 * config.minibatches * micro_batches,  # of the policy and of the reference
+        _assignments(model, tokens),
+        (state.opt_state, reference),
+    )
+    batch = policy_batch(packed)
+    gradients = (state.params, batch, jax.ShapeDtypeStruct((), jnp.float32))
+    trained = training_flops(model, tokens, length)
+    return [
+        *sampling_steps(config, model, mesh, (state.opt_state, reference)),
+        scored,
+        *_accumulation("gradients", size, trainer, gradients, (tokens, trained), micro_batches, updates, model,
+                       (state.opt_state, reference)),
+        _apply_step(trainer, state, gradients, updates, (reference,)),
+    ]  # fmt: skip
+
+
+def abstract_reference(config: RLConfig, params: Any) -> Any:
+    """The reference model's shapes, as the stage keeps it."""
+    return getattr(rl, "abstract_reference", lambda config, params: params)(config, params)
+
+
+def update_rows(config: RLConfig) -> int:
+    """Rows that one mini-batch fills if every prompt and response is as long as may be."""
+    sequences = config.prompts * config.group_size // config.minibatches
+    prompt, response = config.prompt.width, config.response_limit(0)
+    if not config.shared_prompts:
+        return math.ceil(sequences / max(config.row_length // (prompt + response - 1), 1))
+    return math.ceil(sequences / max((config.row_length - prompt) // response, 1))
+
+
+def sampling_steps(config: RLConfig, model: ModelConfig, mesh: Mesh, beside: tuple[Any, ...]) -> list[PlannedStep]:
+    """The rollout's programs: prefill, and decode in the first and the last chunk of the response limit."""
+    decoding = config.decoding
+    sampling = SamplingConfig(
+        max_new_tokens=config.response_limit(0),
+        temperature=decoding.temperature,
+        top_k=decoding.top_k,
+        top_p=decoding.top_p,
+        chunk=decoding.chunk,
+        record_experts=model.num_moe_layers > 0,
+    )
+    implementation = jax.config.values["jax_default_prng_impl"]
+    programs = Programs(
+        Decoder(model, sampling, decoding_mesh(mesh), implementation),
+        config.prompt.width,
+        decoding.batch_size,
+        config.group_size,
+        1,
+    )
+    blocks = math.ceil(config.prompts * config.group_size / decoding.batch_size)
+    prompts = decoding.batch_size // config.group_size
+    read = prompts * config.prompt.width
+    steps = [
+        PlannedStep(
+            "prefill",
+            f"{prompts} prompts of {config.prompt.width:,} tokens",
+            *programs.program("prefill", 1),
+            read,
+            forward_flops(model, read, config.prompt.width),
+            blocks,
+            _assignments(model, read),
+            beside,
+        )
+    ]
+    ends = programs.ends
+    for end in dict.fromkeys((ends[0], ends[-1])) if ends else ():
+        share = 1.0 if len(ends) == 1 else 0.5  # costs grow linearly with the cache, so the mean of both ends is exact
+        slots = config.prompt.width + end - 1
+        steps.append(
+            PlannedStep(
+                "decode" if end == ends[-1] else "decode, first chunk",
+                f"{decoding.batch_size} rows, {slots:,} slots",
+                *programs.program("decode", end),
+                decoding.batch_size,
+                sampling_flops(model, decoding.batch_size, 1, prompt_length=slots - 1),
+                blocks * (sampling.max_new_tokens - 1) * share,
+                _assignments(model, decoding.batch_size),
+                beside,
+            )
+        )
+    return steps
+
+
+def next_token_steps(training: Training, model: ModelConfig, mesh: Mesh) -> list[PlannedStep]:
+    """Pretraining and fine-tuning: gradients of one micro-batch, the update."""
+    next_token.check_rows(training.rows, training.micro_rows, training.row_length, model, mesh)
+    trainer = next_token.Trainer(training, model, mesh)
+    state = abstract_state(model, trainer.optimizer, mesh)
+    rows = training.rows_at_once
+    tokens = rows * training.row_length
+    gradients = (
+        state.params,
+        packed_rows(mesh, rows, training.row_length, False),
+        jax.ShapeDtypeStruct((2,), jnp.float32),
+    )
+    flops = training_flops(model, tokens, training.row_length, mtp=bool(training.mtp_weight))
+    micro_batches = training.rows // rows
+    size = f"{rows} rows of {training.row_length:,} tokens"
+    steps = _accumulation("gradients", size, trainer, gradients, (tokens, flops), micro_batches, 1, model,
+                          (state.opt_state,))  # fmt: skip
+    return [*steps, _apply_step(trainer, state, gradients, 1, ())]
+
+
+def sft_steps(config: SFTConfig, model: ModelConfig, mesh: Mesh) -> list[PlannedStep]:
+    """Fine-tuning; how many updates it makes does not matter here."""
+    same = ("rows", "micro_rows", "row_length", "seed", "balance", "mtp_weight", "log_every", "checkpoint_every")
+    fields = {name: getattr(config, name) for name in (*same, "keep", "tensorboard", "wandb_project")}
+    return next_token_steps(
+        Training(name="sft", steps=1, optimizer=config.optimizer_config(LONG_RUN), **fields), model, mesh
+    )
+
+
+def pretrain_steps(config: PretrainConfig, model: ModelConfig, mesh: Mesh) -> list[PlannedStep]:
+    """Pretraining."""
+    return next_token_steps(training_of(config), model, mesh)
+
+
+def reward_model_steps(config: RewardModelConfig, model: ModelConfig, mesh: Mesh) -> list[PlannedStep]:
+    """A reward model: gradients of one micro-batch of pairs or labelled responses, the update."""
+    check_divides("micro_rows", config.micro_rows, mesh)
+    model = scored_model(model)
+    trainer = reward_model.Trainer(config, model, mesh)
+    state = trainer.abstract()
+    lanes = 2 if config.kind == "pairwise" else 1
+    rows = config.micro_rows
+    tokens = lanes * rows * config.max_length
+    batch = scored_rows(mesh, rows, lanes, config.max_length)
+    gradients = (state.params, batch, jax.ShapeDtypeStruct((), jnp.float32))
+    flops = training_flops(model, tokens, config.max_length)
+    micro_batches = math.ceil(config.batch / rows)
+    size = f"{lanes * rows} rows of {config.max_length:,} tokens"
+    steps = _accumulation("gradients", size, trainer, gradients, (tokens, flops), micro_batches, 1, model,
+                          (state.opt_state,))  # fmt: skip
+    return [*steps, _apply_step(trainer, state, gradients, 1, ())]
+
+
+STEPS: dict[type, Callable[..., list[PlannedStep]]] = {
+    RLConfig: rl_steps,
+    SFTConfig: sft_steps,
+    PretrainConfig: pretrain_steps,
+    RewardModelConfig: reward_model_steps,
+}
+
+
+def _accumulation(
+    name: str,
+    size: str,
+    trainer: Any,
+    arguments: tuple[Any, ...],
+    work: tuple[float, float],
+    micro_batches: int,
+    updates: int,
+    model: ModelConfig,
+    beside: tuple[Any, ...],
+) -> list[PlannedStep]:
+    """The first micro-batch of an update, and where there are more the one that adds to it."""
+    tokens, flops = work
+    rows = _assignments(model, tokens)
+    first = PlannedStep(
+        name, size, trainer.accumulate.first, arguments, tokens, flops, updates, rows, beside, trains=True
+    )
+    if micro_batches == 1:
+        return [first]
+    so_far = _accumulated(trainer, arguments)
+    more = dataclasses.replace(
+        first,
+        name=f"{name}, added",
+        function=trainer.accumulate.add,
+        arguments=(so_far, *arguments),
+        params_at=1,
+        calls=updates * (micro_batches - 1),
+    )
+    return [first, more]
+
+
+def _accumulated(trainer: Any, arguments: tuple[Any, ...]) -> Any:
+    """Shapes of the sums; gradients lie as their parameters do, the rest is small and whole."""
+    sums = jax.eval_shape(trainer.accumulate.first, *arguments)
+    params = arguments[0]
+    grads = jax.tree.map(
+        lambda leaf, like: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=like.sharding), sums.grads, params
+    )
+    return sums.replace(grads=grads)
+
+
+def _apply_step(
+    trainer: Any, state: Any, arguments: tuple[Any, ...], updates: int, beside: tuple[Any, ...]
+) -> PlannedStep:
+    sums = _accumulated(trainer, arguments)
+    return PlannedStep("update", "optimiser and bias", trainer.apply, (state, sums), 0, 0.0, updates, 0.0, beside)
+
+
+def _assignments(model: ModelConfig, tokens: float) -> float:
+    return tokens * model.moe.num_active if model.moe and model.num_moe_layers else 0.0
+
+
+def packed_rows(mesh: Mesh, rows: int, length: int, parents: bool) -> PackedBatch:
+    """Shapes of `rows` packed rows, as `shard_batch` places them."""
+    whole, real = _array(mesh, jnp.int32, rows, length), _array(mesh, jnp.float32, rows, length)
+    fields: dict[str, Any] = dict.fromkeys(("tokens", "targets", "segment_ids", "positions"), whole)
+    return PackedBatch(**fields, loss_mask=real, parent_ids=whole if parents else None)  # type: ignore[arg-type]
+
+
+def policy_batch(packed: PackedBatch) -> PolicyBatch:
+    """Shapes of a policy batch around packed rows."""
+    names = ("advantages", "weights", "sampler_logprobs", "old_logprobs", "ref_logprobs")
+    return PolicyBatch(packed=packed, sequence_ids=packed.tokens, **dict.fromkeys(names, packed.loss_mask))
+
+
+def scored_rows(mesh: Mesh, rows: int, lanes: int, length: int) -> ScoredRows:
+    """Shapes of a reward model's rows."""
+    names = ("tokens", "positions", "segment_ids", "ends")
+    fields: dict[str, Any] = dict.fromkeys(names, _array(mesh, jnp.int32, rows, lanes, length))
+    return ScoredRows(**fields, **dict.fromkeys(("mask", "labels"), _array(mesh, jnp.float32, rows, length)))
+
+
+def _array(mesh: Mesh, dtype: Any, *shape: int) -> Any:
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=batch_sharding(mesh, len(shape)))
