@@ -17,6 +17,7 @@ from r1jax.data.sources import AUTO, ExampleSource, SourceConfig, make_source
 from r1jax.data.tokenizer import Tokenizer
 from r1jax.model.config import ModelConfig
 from r1jax.model.mesh_check import check_mesh, model_size
+from r1jax.optim import OptimizerConfig
 from r1jax.rewards.languages.language import detect_language
 from r1jax.rollout import DecodingConfig, PromptConfig, encode_prompts
 from r1jax.settings import ConfigError
@@ -81,16 +82,19 @@ def known_policy(init: PolicySource, workdir: pathlib.Path, planned: Planned) ->
     return describe_source(init, workdir)
 
 
-def check_trainable(model: ModelConfig) -> None:
+def check_trainable(model: ModelConfig, optimizer: OptimizerConfig) -> None:
     """That updates are not lost to rounding. Raises ConfigError naming the field.
 
     At a learning rate of 3e-6, Adam's step is below half a unit in the last place of every bfloat16 weight above 2^-10,
     which then never changes; V3 (section 3.3.2) keeps master weights and gradients in float32.
     """
-    if model.param_dtype != "float32":
+    if model.param_dtype != "float32" and not optimizer.master_weights:
         raise ConfigError(
-            f"model.param_dtype: {model.param_dtype!r}; training needs 'float32' (`dtype` decides what is computed in)"
+            f"model.param_dtype: {model.param_dtype!r}; training needs 'float32' (`dtype` decides what is "
+            "computed in), or optimizer.master_weights"
         )
+    if model.param_dtype == "float32" and optimizer.master_weights:
+        raise ConfigError("optimizer.master_weights: they are for parameters of model.param_dtype 'bfloat16'")
 
 
 def mesh_sizes(config: MeshConfig, model: ModelConfig) -> MeshConfig:

@@ -82,7 +82,7 @@ class PretrainConfig:
 def check(config: PretrainConfig, workdir: pathlib.Path, planned: Planned) -> ModelConfig:
     """Everything that can be known to be wrong before the stage starts. Returns the model it will leave."""
     model = config.model.build(vocab_size=config.tokenizer.vocab_size)
-    check_trainable(model)
+    check_trainable(model, config.optimizer)
     check_rows(config.rows, config.micro_rows, config.row_length, model, make_mesh(mesh_sizes(config.mesh, model)))
     return model
 

@@ -74,7 +74,7 @@ def check_data(config: SFTConfig, workdir: pathlib.Path, planned: Planned, token
 
 def check_model(config: SFTConfig, model: ModelConfig, mesh: Mesh) -> None:
     """That the model can be trained in this way. Raises ConfigError naming the field."""
-    check_trainable(model)
+    check_trainable(model, config.optimizer_config(2**31))
     check_rows(config.rows, config.micro_rows, config.row_length, model, mesh)
     if config.mtp_weight and not model.mtp_depth:
         raise ConfigError(f"mtp_weight: {config.mtp_weight}, but the model has no MTP module")
