@@ -10,35 +10,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax.core import meta
 from jax.sharding import Mesh
 
 from r1jax.algorithms.cross_entropy import mtp_loss, next_token_loss
 from r1jax.algorithms.router_bias import update_router_bias
 from r1jax.model.cache import init_cache
-from r1jax.model.config import GQAConfig, MLAConfig, ModelConfig, MoEConfig, RopeConfig
+from r1jax.model.config import GQAConfig, ModelConfig, RopeConfig
 from r1jax.model.heads import unembedding
 from r1jax.model.transformer import Transformer, abstract_params, init_params
-from r1jax.sharding import MeshConfig, batch_sharding, make_mesh, param_shardings, shard_batch
+from r1jax.sharding import MeshConfig, decoding_mesh, logical_sharding, make_mesh, param_shardings, shard_batch
 from r1jax.types import Array, PackedBatch, Params
+from tools.mesh_equality import SHAPES, SMALL, num_devices, parse_shape, random_params, random_rows, relative_difference
 
-ROWS, LENGTH, VOCAB = 8, 12, 40
+ROWS, LENGTH = 8, 12
 
-MOE = ModelConfig(
-    vocab_size=VOCAB,
-    width=32,
-    num_dense_layers=0,
-    ffn_dim=48,
-    attention=MLAConfig(
-        num_heads=2, q_lora_rank=24, kv_lora_rank=16, qk_nope_head_dim=12, qk_rope_head_dim=4, v_head_dim=16
-    ),
-    rope=RopeConfig(interleaved=True),
-    num_moe_layers=2,
-    moe=MoEConfig(num_experts=8, num_active=2, expert_dim=24, num_groups=4, num_active_groups=2, routed_scaling=2.5),
-    mtp_depth=1,
-)
+MOE = SMALL
 DENSE = ModelConfig(
-    vocab_size=VOCAB,
+    vocab_size=SMALL.vocab_size,
     width=32,
     num_dense_layers=2,
     ffn_dim=48,
@@ -49,31 +37,14 @@ DENSE = ModelConfig(
 )
 
 
-def packed_rows(seed: int = 0) -> PackedBatch:
-    """Rows of two documents and some padding, of different lengths in every row."""
-    rng = np.random.default_rng(seed)
-    shape = (ROWS, LENGTH)
-    tokens, ids = rng.integers(1, VOCAB, shape).astype(np.int32), np.zeros(shape, np.int32)
-    positions, mask = np.zeros(shape, np.int32), np.zeros(shape, np.float32)
-    for row in range(ROWS):
-        first, second = rng.integers(2, 6, 2)
-        for number, (start, end) in enumerate([(0, first), (first, first + second)]):
-            ids[row, start:end], positions[row, start:end] = number + 1, np.arange(end - start)
-            mask[row, start : end - 1] = 1
-    tokens = np.where(ids > 0, tokens, 0).astype(np.int32)
-    targets = np.where(mask > 0, np.roll(tokens, -1, axis=1), 0).astype(np.int32)
-    return PackedBatch(tokens, targets, ids, positions, mask)  # type: ignore[arg-type]
+@functools.cache
+def packed_rows() -> PackedBatch:
+    return random_rows(SMALL.vocab_size, ROWS, LENGTH, 0)
 
 
 @functools.cache
 def initial(cfg: ModelConfig) -> Params:
-    """Random numbers for every parameter, the selection biases too."""
-    rng = np.random.default_rng(1)
-
-    def draw(path: Any, leaf: Any) -> np.ndarray:
-        return (0.1 * rng.normal(size=leaf.shape) + (path[-1].key == "scale")).astype(leaf.dtype)
-
-    return jax.tree_util.tree_map_with_path(draw, meta.unbox(abstract_params(cfg)))
+    return random_params(cfg, 1)
 
 
 def training_step(cfg: ModelConfig, mesh: Mesh | None, params: Params, batch: PackedBatch) -> dict[str, Any]:
@@ -113,57 +84,52 @@ def one_device_step(cfg: ModelConfig) -> tuple[Params, dict[str, Any]]:
     return params, jax.jit(functools.partial(training_step, cfg, None))(params, packed_rows())
 
 
-def relative_difference(ours: Any, theirs: Any) -> float:
-    """Largest difference of a leaf over that leaf's largest entry, over all leaves."""
-
-    def difference(a: Any, b: Any) -> float:
-        return float(np.abs(np.asarray(a) - np.asarray(b)).max(initial=0) / max(np.abs(b).max(initial=0), 1e-9))
-
-    return max(jax.tree.leaves(jax.tree.map(difference, ours, theirs)))
+def on_mesh(cfg: ModelConfig, shape: str, params: Params) -> tuple[Mesh, Params]:
+    config = parse_shape(shape)
+    mesh = make_mesh(config, jax.devices()[: num_devices(config)])
+    return mesh, jax.device_put(params, param_shardings(mesh, abstract_params(cfg)))
 
 
-def on_mesh(cfg: ModelConfig, sizes: tuple[int, ...], params: Params) -> tuple[Mesh, Params, PackedBatch]:
-    mesh = make_mesh(MeshConfig(**dict(zip(("data", "fsdp", "expert", "tensor"), sizes, strict=True))))
-    placed = jax.device_put(params, param_shardings(mesh, abstract_params(cfg)))
-    return mesh, placed, shard_batch(mesh, packed_rows())
+ALL_AXES = [
+    ("moe", "fsdp=2,sequence=2,expert=2"),
+    ("moe", "slice=2,expert=2,tensor=2"),
+    ("dense", "data=2,sequence=2,tensor=2"),
+]
+MORE = [("moe", shape) for shape in SHAPES if ("moe", shape) not in ALL_AXES and shape != "data=1"]
 
 
 @pytest.mark.parametrize(
-    ("name", "sizes"),
-    [
-        ("moe", (2, 2, 2, 1)),
-        ("moe", (2, 1, 2, 2)),
-        ("dense", (2, 2, 1, 2)),
-        pytest.param("moe", (8, 1, 1, 1), marks=pytest.mark.slow),
-        pytest.param("moe", (1, 8, 1, 1), marks=pytest.mark.slow),
-        pytest.param("moe", (1, 1, 8, 1), marks=pytest.mark.slow),
-    ],
-    ids=str,
+    ("name", "shape"), [*ALL_AXES, *(pytest.param(*case, marks=pytest.mark.slow) for case in MORE)], ids=str
 )
-def test_a_training_step_on_a_mesh_is_that_of_one_device(name: str, sizes: tuple[int, ...]) -> None:
+def test_a_training_step_on_a_mesh_is_that_of_one_device(name: str, shape: str) -> None:
     cfg = {"moe": MOE, "dense": DENSE}[name]
     params, expected = one_device_step(cfg)
-    mesh, placed, batch = on_mesh(cfg, sizes, params)
-    step = jax.jit(functools.partial(training_step, cfg, mesh))(placed, batch)
+    mesh, placed = on_mesh(cfg, shape, params)
+    step = jax.jit(functools.partial(training_step, cfg, mesh))(placed, shard_batch(mesh, packed_rows()))
     differences = {key: relative_difference(step[key], expected[key]) for key in expected}
-    print(f"\n{name} {sizes}: " + ", ".join(f"{key} {value:.1e}" for key, value in differences.items()))
+    print(f"\n{name} {shape}: " + ", ".join(f"{key} {value:.1e}" for key, value in differences.items()))
     assert max(differences.values()) < 1e-5, differences
-    assert step["hidden"].sharding.is_equivalent_to(batch_sharding(mesh, 3), 3)  # rows stay where they are
+    stays = logical_sharding(mesh, ("batch", "length", "act_embed"))  # rows and tokens stay where they are
+    assert step["hidden"].sharding.is_equivalent_to(stays, 3)
     if name == "moe":
         np.testing.assert_array_equal(step["load"], expected["load"])
         assert step["load"].sum() == 2 * 2 * np.count_nonzero(packed_rows().segment_ids)
         np.testing.assert_array_equal(step["bias"], expected["bias"])
 
 
-@pytest.mark.parametrize(("name", "sizes"), [("moe", (2, 1, 2, 2)), ("dense", (2, 2, 1, 2))], ids=str)
-def test_prefill_and_decoding_on_a_mesh_are_those_of_one_device(name: str, sizes: tuple[int, ...]) -> None:
+@pytest.mark.parametrize(("name", "shape"), [ALL_AXES[0], ALL_AXES[2]], ids=str)
+def test_prefill_and_decoding_on_a_mesh_are_those_of_one_device(name: str, shape: str) -> None:
+    """Parameters lie as for training; rows are split over the sequence axis too."""
     cfg = {"moe": MOE, "dense": DENSE}[name]
     params = initial(cfg)
     expected = jax.jit(functools.partial(logits_when_sampling, cfg, None))(params, packed_rows().tokens)
-    mesh, placed, batch = on_mesh(cfg, sizes, params)
-    logits = jax.jit(functools.partial(logits_when_sampling, cfg, mesh))(placed, batch.tokens)
+    mesh, placed = on_mesh(cfg, shape, params)
+    decoding = decoding_mesh(mesh)
+    tokens = shard_batch(decoding, packed_rows().tokens)
+    logits = jax.jit(functools.partial(logits_when_sampling, cfg, decoding))(placed, tokens)
+    assert {shard.data.shape[0] for shard in tokens.addressable_shards} == {ROWS // 8 * mesh.shape["tensor"]}
     difference = relative_difference(logits, expected)
-    print(f"\n{name} {sizes}: logits {difference:.1e}")
+    print(f"\n{name} {shape}: logits {difference:.1e}")
     assert difference < 1e-5
 
 
