@@ -70,6 +70,9 @@ class DecodingConfig:
     stop_strings: tuple[str, ...] = ()
     chunk: int = 32  # decode steps between two growths of the cache
     batch_size: int = 256  # sequences decoded at once
+    # Bring the parameters that are not experts' whole to every device before drawing: once a rollout, where a mesh that
+    # splits them (fsdp, sequence, expert) collects them in every decode step. Costs their bytes on every device.
+    collect_weights: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,6 +184,7 @@ class Completer:
                 stop_strings=decoding.stop_strings,
                 chunk=decoding.chunk,
                 record_experts=record_experts,
+                collect_weights=decoding.collect_weights,
             ),
             prompt.width,
             decoding.batch_size,

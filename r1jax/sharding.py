@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -293,16 +293,18 @@ def replicate(mesh: Mesh, tree: Any) -> Any:
     return jax.tree.map(lambda leaf: place(leaf, NamedSharding(mesh, PartitionSpec())), tree)
 
 
-def param_shardings(mesh: Mesh, abstract_params: Any) -> Any:
+def param_shardings(mesh: Mesh, abstract_params: Any, whole: Collection[str] = ()) -> Any:
     """Shardings for a parameter tree, as a tree without the boxes.
 
     abstract_params: what `jax.eval_shape` of a Linen `init` returns: leaves boxed with logical axis names (as made by
-    `nn.with_logical_partitioning`), or bare ones, which are replicated. Raises ValueError as `logical_sharding`.
+    `nn.with_logical_partitioning`), or bare ones, which are replicated. whole: logical axes that are not split here,
+    whatever the table says. Raises ValueError as `logical_sharding`.
     """
 
     def sharding(leaf: Any) -> NamedSharding:
         if isinstance(leaf, meta.Partitioned):
-            return logical_sharding(mesh, leaf.names, leaf.value.shape)
+            names = [None if name in whole else name for name in leaf.names]
+            return logical_sharding(mesh, names, leaf.value.shape)
         return NamedSharding(mesh, PartitionSpec())
 
     return jax.tree.map(sharding, abstract_params, is_leaf=lambda leaf: isinstance(leaf, meta.Partitioned))

@@ -11,6 +11,8 @@ from r1jax.model.config import MLAConfig
 from r1jax.model.mesh_check import check_mesh, model_size
 from r1jax.model.presets import PRESETS, get_preset
 from r1jax.model.transformer import abstract_params
+from r1jax.sampling.decode import SamplingConfig
+from r1jax.sampling.sampler import Sampler
 from r1jax.settings import ConfigError
 from r1jax.sharding import (
     BATCH_AXES,
@@ -284,3 +286,13 @@ def test_decoding_takes_the_sequence_axis_for_rows_and_leaves_every_parameter_wh
     assert {shard.data.shape for shard in shard_batch(decoding, np.zeros(8)).addressable_shards} == {(1,)}
     flat = make_mesh(MeshConfig(data=8))
     assert decoding_mesh(flat) is flat
+
+
+def test_collected_weights_are_whole_but_for_the_experts_and_the_tensor_axis() -> None:
+    mesh = make_mesh(MeshConfig(data=1, fsdp=2, expert=2, tensor=2))
+    for collect, embed in ((False, EMBED), (True, None)):
+        config = SamplingConfig(4, collect_weights=collect)
+        params = Sampler(get_preset("tiny_mla_moe"), mesh, config, 4, 8).abstract.params
+        assert params["embed"]["embedding"].sharding.spec == PartitionSpec("tensor", embed)
+        gate = params["moe_layers"]["moe"]["experts"]["gate"]
+        assert gate.sharding.spec == PartitionSpec(None, "expert", ("fsdp", "sequence"), "tensor")

@@ -43,6 +43,7 @@ class SamplingConfig:
     chunk: int = 32  # decode steps between two growths of the cache; each chunk is a program of its own
     regroup: int = 8  # decode steps between two looks at whether the unfinished rows fit into fewer blocks
     record_experts: bool = False
+    collect_weights: bool = False  # see `sampling.programs.Programs.params`
 
     def __post_init__(self) -> None:
         """Raises ValueError naming the field that is out of range."""

@@ -20,7 +20,6 @@ from r1jax.sampling.decode import Decoder, DecodeState, cache_slots, chunk_ends,
 from r1jax.sharding import batch_sharding, logical_sharding, param_shardings
 from r1jax.types import Params
 
-
 MLA_CACHE_AXES = MLACache(
     c_kv=("layers", "batch", "slots", "act_latent"),  # type: ignore[arg-type]
     k_pe=("layers", "batch", "slots", "act_latent"),  # type: ignore[arg-type]
@@ -61,11 +60,16 @@ class Programs:
 
     @functools.cached_property
     def params(self) -> Params:
-        """Shapes and shardings of the parameters."""
+        """Shapes and shardings of the parameters.
+
+        With `collect_weights` those that are not experts' are whole on every device of fsdp and expert: collected once
+        for all steps of a call instead of once in each, at the cost of their bytes.
+        """
         boxed = abstract_params(self.decoder.model_cfg)
         if self.decoder.mesh is None:
             return meta.unbox(boxed)
-        return jax.tree.map(_placed, meta.unbox(boxed), param_shardings(self.decoder.mesh, boxed))
+        whole = ("embed",) if self.decoder.cfg.collect_weights else ()
+        return jax.tree.map(_placed, meta.unbox(boxed), param_shardings(self.decoder.mesh, boxed, whole))
 
     @functools.cached_property
     def inputs(self) -> tuple[jax.ShapeDtypeStruct, ...]:
