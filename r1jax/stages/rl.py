@@ -287,7 +287,7 @@ class Loop:
             policy.tokenizer,
             config.prompt,
             config.decoding,
-            record_experts=moe,
+            record_experts=moe and config.record_experts,
             group_size=config.group_size,
         )
         self.collector = Collector(config, self.completer, questions, workdir / "rollouts", grading)
