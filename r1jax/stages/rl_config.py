@@ -53,8 +53,8 @@ class RLConfig:
     group_size: int = 16  # G, answers to each
     minibatches: int = 1  # updates of one pass over a rollout
     inner_epochs: int = 1
-    # Of MoE models: whether the trainer chooses other experts than the sampler, a metric. Every host then holds layers x
-    # active experts numbers for each token of a rollout: off where responses are long and models large.
+    # Of MoE models: measures how often the trainer chooses other experts than the sampler. Every host then holds layers
+    # x active experts numbers for each token of a rollout: off where responses are long and models large.
     record_experts: bool = True
     row_length: int = 256  # packed rows of the trainer
     micro_rows: int = 16
