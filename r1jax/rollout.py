@@ -74,6 +74,12 @@ class DecodingConfig:
     # splits them (fsdp, sequence, expert) collects them in every decode step. Costs their bytes on every device.
     collect_weights: bool = False
 
+    def sampling(self, stop_tokens: tuple[int, ...], record_experts: bool) -> SamplingConfig:
+        """The same in words of the sampler."""
+        names = ("max_new_tokens", "temperature", "top_k", "top_p", "stop_strings", "chunk", "collect_weights")
+        fields = {name: getattr(self, name) for name in names}
+        return SamplingConfig(stop_tokens=stop_tokens, record_experts=record_experts, **fields)
+
 
 @dataclasses.dataclass(frozen=True)
 class GradedRollout:
@@ -175,17 +181,7 @@ class Completer:
         self.sampler = Sampler(
             model,
             mesh,
-            SamplingConfig(
-                max_new_tokens=decoding.max_new_tokens,
-                temperature=decoding.temperature,
-                top_k=decoding.top_k,
-                top_p=decoding.top_p,
-                stop_tokens=stop_tokens(tokenizer, prompt),
-                stop_strings=decoding.stop_strings,
-                chunk=decoding.chunk,
-                record_experts=record_experts,
-                collect_weights=decoding.collect_weights,
-            ),
+            decoding.sampling(stop_tokens(tokenizer, prompt), record_experts),
             prompt.width,
             decoding.batch_size,
             token_bytes,

@@ -131,8 +131,11 @@ def _collective(
     group = groups[0] if groups else list(range(mesh.devices.size))
     if len(group) == 1:
         return None
-    operands = instruction.operands[:1] if kind in ("collective-permute", "ragged-all-to-all") else instruction.operands
-    given = sum(shape.bytes for name in operands if name in computation for shape in computation[name].shapes)
+    sizes = [sum(shape.bytes for shape in computation[name].shapes) for name in instruction.operands]
+    if kind == "ragged-all-to-all":  # from a buffer into a buffer: what fits both
+        given = min(sizes[:2])
+    else:
+        given = sizes[0] if kind == "collective-permute" else sum(sizes)
     varying: tuple[str, ...] = ()
     for one in groups if kind == "collective-permute" else [group]:
         varying = tuple(name for name in mesh.shape if name in varying or name in axes_of(one, mesh))

@@ -58,7 +58,7 @@ def program_cost(program: Program, mesh: Mesh) -> Cost:
                 unknown[inner.source or inner.name] = None
                 continue
             flops += times * count
-            grouped += times * count * (inner.opcode == "custom-call" and "ragged" in inner.name + inner.source)
+            grouped += times * count * ("ragged-dot" in inner.opcode + inner.name + inner.source)
     return Cost(flops, grouped, tuple(unknown), moved, tuple(find_collectives(program, mesh)))
 
 
@@ -71,6 +71,10 @@ def instruction_flops(instruction: Instruction, scope: Computation) -> float | N
     if instruction.opcode == "convolution":
         left, right = (scope[name].shapes[0] for name in instruction.operands[:2])
         return _convolution_flops(instruction, left, right) * _passes(instruction, left)
+    if instruction.opcode == "ragged-dot":
+        rows, out = scope[instruction.operands[0]].shapes[0].sizes, instruction.shapes[0].sizes
+        # [S, D] with [E, D, F]: every row with its group's matrix; or [S, D] with [S, F], summed within groups.
+        return 2.0 * rows[0] * (rows[1] * out[1] if len(out) == 2 else out[-2] * out[-1])
     if instruction.opcode != "custom-call":
         return 0.0
     target = re.search(r'custom_call_target="([^"]*)"', instruction.attributes)

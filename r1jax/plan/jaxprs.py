@@ -65,7 +65,8 @@ def equations(jaxpr: Any, platform: str, times: float = 1.0, manual: int = 0) ->
         if name == "scan":
             inside = times * equation.params["length"]
         if name == "shard_map":
-            inner = math.prod(equation.params["mesh"].shape[axis] for axis in equation.params["manual_axes"])
+            axes = equation.params["newly_manual_axes"]
+            inner = max(manual, 1) * math.prod(equation.params["mesh"].shape[axis] for axis in axes)
         for one in _programs(equation, indices, platform):
             yield from equations(one, platform, inside, inner)
 

@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from r1jax.data.scored_rows import ScoredRows
 from r1jax.model.config import ModelConfig
 from r1jax.model.flops import forward_flops, sampling_flops, training_flops
-from r1jax.sampling.decode import Decoder, SamplingConfig
+from r1jax.sampling.decode import Decoder
 from r1jax.sampling.programs import Programs
 from r1jax.sharding import batch_sharding, decoding_mesh
 from r1jax.stages import next_token, reward_model, rl
@@ -28,7 +28,7 @@ from r1jax.stages.reward_model import RewardModelConfig
 from r1jax.stages.rl_config import RLConfig
 from r1jax.stages.scalar_model import scored_model
 from r1jax.stages.sft_config import SFTConfig
-from r1jax.stages.state import abstract_state
+from r1jax.stages.state import abstract_state, placed_abstract_params
 from r1jax.types import PackedBatch, PolicyBatch
 
 LONG_RUN = 1_000_000  # updates: how long a schedule is does not change the program
@@ -73,8 +73,8 @@ def _leaf_bytes(leaf: Any) -> float:
 
 def planned_steps(config: StageConfig, model: ModelConfig, mesh: Mesh) -> list[PlannedStep]:
     """All programs of a stage. Raises ConfigError or PlanError naming the field that does not fit the mesh."""
-    is_sft = isinstance(config, SFTConfig)  # its optimiser follows from its length
-    check_trainable(model, config.optimizer_config(1_000_000) if is_sft else config.optimizer)
+    optimizer = config.optimizer_config(LONG_RUN) if isinstance(config, SFTConfig) else config.optimizer
+    check_trainable(model, optimizer)
     steps = STEPS[type(config)](config, model, mesh)
     width = jnp.dtype(model.dtype).itemsize
     return [dataclasses.replace(step, compute_bytes=width) for step in steps]
@@ -96,7 +96,7 @@ def rl_steps(config: RLConfig, model: ModelConfig, mesh: Mesh) -> list[PlannedSt
     check_divides("decoding.batch_size", config.decoding.batch_size, decoding_mesh(mesh), config.group_size)
     trainer = rl.Trainer(config, model, mesh)
     state = abstract_state(model, trainer.optimizer, mesh)
-    reference = abstract_reference(config, state.params)
+    reference = trainer.abstract_reference(state.params)
     tokens = config.micro_rows * config.row_length
     length = config.prompt.width + config.response_limit(0)
     micro_batches = math.ceil(update_rows(config) / config.micro_rows)
@@ -108,11 +108,14 @@ def rl_steps(config: RLConfig, model: ModelConfig, mesh: Mesh) -> list[PlannedSt
         size,
         trainer.score_rows,
         (state.params, packed),
-        tokens,
-        forward_flops(model, tokens, length),
-        2 * config.minibatches * micro_batches,  # of the policy and of the reference
-        _assignments(model, tokens),
-        (state.opt_state, reference),
+        tokens=tokens,
+        model_flops=forward_flops(model, tokens, length),
+        calls=2 * config.minibatches * micro_batches,  # of the policy and of the reference
+        assignments=_assignments(model, tokens),
+        beside=(
+            state.opt_state,
+            state.params,
+        ),  # the reference, or the policy while a reference from the host is scored with
     )
     batch = policy_batch(packed)
     gradients = (state.params, batch, jax.ShapeDtypeStruct((), jnp.float32))
@@ -126,11 +129,6 @@ def rl_steps(config: RLConfig, model: ModelConfig, mesh: Mesh) -> list[PlannedSt
     ]  # fmt: skip
 
 
-def abstract_reference(config: RLConfig, params: Any) -> Any:
-    """The reference model's shapes, as the stage keeps it."""
-    return getattr(rl, "abstract_reference", lambda config, params: params)(config, params)
-
-
 def update_rows(config: RLConfig) -> int:
     """Rows that one mini-batch fills if every prompt and response is as long as may be."""
     sequences = config.prompts * config.group_size // config.minibatches
@@ -141,56 +139,53 @@ def update_rows(config: RLConfig) -> int:
 
 
 def sampling_steps(config: RLConfig, model: ModelConfig, mesh: Mesh, beside: tuple[Any, ...]) -> list[PlannedStep]:
-    """The rollout's programs: prefill, and decode in the first and the last chunk of the response limit."""
-    decoding = config.decoding
-    sampling = SamplingConfig(
-        max_new_tokens=config.response_limit(0),
-        temperature=decoding.temperature,
-        top_k=decoding.top_k,
-        top_p=decoding.top_p,
-        chunk=decoding.chunk,
-        record_experts=model.num_moe_layers > 0,
+    """The rollout's programs: prefill, and decode in the first chunk and in that which the response limit ends in.
+
+    A decode step costs a constant and so much for every slot of the cache, so half of all steps at either end's cost
+    are what all cost together. Stop tokens and strings do not change the programs but for the table's rows.
+    """
+    decoding, limit = config.decoding, config.response_limit(0)
+    sampling = decoding.sampling((), config.record_experts and model.num_moe_layers > 0)
+    key_impl = jax.config.values["jax_default_prng_impl"]
+    decoder = Decoder(model, sampling, decoding_mesh(mesh), key_impl)
+    rows, width = decoding.batch_size, config.prompt.width
+    programs = Programs(decoder, width, rows, config.group_size, stop_states=1)
+    blocks = math.ceil(config.prompts * config.group_size / rows)
+    prompts = rows // config.group_size
+    beside = (*beside, _kept(placed_abstract_params(model, mesh), programs.params))
+    prefill = PlannedStep(
+        "prefill",
+        f"{prompts} prompts of {width:,} tokens",
+        *programs.program("prefill", 1),
+        tokens=prompts * width,
+        model_flops=forward_flops(model, prompts * width, width),
+        calls=blocks,
+        assignments=_assignments(model, prompts * width),
+        beside=beside,
     )
-    implementation = jax.config.values["jax_default_prng_impl"]
-    programs = Programs(
-        Decoder(model, sampling, decoding_mesh(mesh), implementation),
-        config.prompt.width,
-        decoding.batch_size,
-        config.group_size,
-        1,
-    )
-    blocks = math.ceil(config.prompts * config.group_size / decoding.batch_size)
-    prompts = decoding.batch_size // config.group_size
-    read = prompts * config.prompt.width
-    steps = [
-        PlannedStep(
-            "prefill",
-            f"{prompts} prompts of {config.prompt.width:,} tokens",
-            *programs.program("prefill", 1),
-            read,
-            forward_flops(model, read, config.prompt.width),
-            blocks,
-            _assignments(model, read),
-            beside,
-        )
-    ]
-    ends = programs.ends
-    for end in dict.fromkeys((ends[0], ends[-1])) if ends else ():
-        share = 1.0 if len(ends) == 1 else 0.5  # costs grow linearly with the cache, so the mean of both ends is exact
-        slots = config.prompt.width + end - 1
-        steps.append(
+    reached = [end for end in programs.ends if end < limit] + [end for end in programs.ends if end >= limit][:1]
+    decodes = []
+    for end in dict.fromkeys((reached[0], reached[-1])) if reached else ():
+        slots = width + end - 1
+        decodes.append(
             PlannedStep(
-                "decode" if end == ends[-1] else "decode, first chunk",
-                f"{decoding.batch_size} rows, {slots:,} slots",
+                "decode" if end == reached[-1] else "decode, first chunk",
+                f"{rows} rows, {slots:,} slots",
                 *programs.program("decode", end),
-                decoding.batch_size,
-                sampling_flops(model, decoding.batch_size, 1, prompt_length=slots - 1),
-                blocks * (sampling.max_new_tokens - 1) * share,
-                _assignments(model, decoding.batch_size),
-                beside,
+                tokens=rows,
+                model_flops=sampling_flops(model, rows, 1, prompt_length=slots - 1),
+                calls=blocks * (limit - 1) * (1.0 if len(reached) == 1 else 0.5),
+                assignments=_assignments(model, rows),
+                beside=beside,
             )
         )
-    return steps
+    return [prefill, *decodes]
+
+
+def _kept(params: Any, sampled: Any) -> list[Any]:
+    """Parameters that lie in memory beside those that are sampled with, which have another layout."""
+    pairs = zip(jax.tree.leaves(params), jax.tree.leaves(sampled), strict=True)
+    return [leaf for leaf, other in pairs if _leaf_bytes(leaf) != _leaf_bytes(other)]
 
 
 def next_token_steps(training: Training, model: ModelConfig, mesh: Mesh) -> list[PlannedStep]:
