@@ -222,7 +222,7 @@ def _with_master_weights(inner: optax.GradientTransformation) -> optax.GradientT
 def _on_host(inner: optax.GradientTransformation) -> optax.GradientTransformation:
     """`inner` with its arrays taken to the device for an update, and back to the host after it; runs under jit."""
 
-    def place(state: Any, space: jax.memory.Space) -> Any:
+    def place(state: Any, space: Any) -> Any:
         return jax.tree.map(lambda leaf: jax.device_put(leaf, space) if leaf.ndim else leaf, state)
 
     def update(grads: Any, state: Any, params: Any = None) -> Any:
