@@ -113,17 +113,27 @@ def loads() -> dict[str, np.ndarray]:
     }
 
 
-MESHES = [
-    {"expert": 2},
-    {"expert": 4, "sequence": 2},
-    {"expert": 8},
-    {"fsdp": 2, "expert": 2, "tensor": 2},
-    {"slice": 2, "expert": 2, "sequence": 2},
-]
+EVERY_OTHER = [pytest.mark.slow]  # python -m pytest -m slow tests/test_expert_parallel.py: half a minute
 
 
-@pytest.mark.parametrize("exchange", ["ragged", "dense"])
-@pytest.mark.parametrize("sizes", MESHES, ids=str)
+@pytest.mark.parametrize(
+    ("sizes", "exchange"),
+    [
+        ({"expert": 8}, "dense"),
+        ({"expert": 4, "sequence": 2}, "ragged"),
+        ({"fsdp": 2, "expert": 2, "tensor": 2}, "ragged"),
+        ({"slice": 2, "expert": 2, "sequence": 2}, "dense"),
+        pytest.param({"expert": 8}, "ragged", marks=EVERY_OTHER),
+        pytest.param({"expert": 4, "sequence": 2}, "dense", marks=EVERY_OTHER),
+        pytest.param({"fsdp": 2, "expert": 2, "tensor": 2}, "dense", marks=EVERY_OTHER),
+        pytest.param({"slice": 2, "expert": 2, "sequence": 2}, "ragged", marks=EVERY_OTHER),
+        pytest.param({"expert": 2}, "dense", marks=EVERY_OTHER),
+        pytest.param({"expert": 2}, "ragged", marks=EVERY_OTHER),
+        pytest.param({"expert": 4}, "dense", marks=EVERY_OTHER),
+        pytest.param({"expert": 4}, "ragged", marks=EVERY_OTHER),
+    ],
+    ids=str,
+)
 def test_output_and_gradients_are_those_of_one_device_at_any_load(sizes: dict[str, int], exchange: str) -> None:
     for experts in loads().values():
         assert_equal_to_one_device(sizes, exchange, experts.astype(np.int32))
@@ -215,7 +225,10 @@ def lowered(platform: str, exchange: str) -> str:
     x, weights = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, jnp.bfloat16), (x, weights))
     experts = jax.ShapeDtypeStruct((ROWS, LENGTH, A), jnp.int32)
     grad = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2)))
-    return jax.export.export(grad, platforms=[platform])(x, gates, weights, experts).mlir_module()
+    unstable = [jax.export.DisabledSafetyCheck.custom_call("ragged_all_to_all")]  # this program is not kept
+    return jax.export.export(grad, platforms=[platform], disabled_checks=unstable)(
+        x, gates, weights, experts
+    ).mlir_module()
 
 
 @pytest.mark.parametrize("platform", ["tpu", "cuda"])

@@ -331,7 +331,7 @@ def test_a_mesh_that_does_not_divide_the_experts_is_named() -> None:
     mesh = make_mesh(MeshConfig(expert=4), jax.devices()[:4])
     moe = MoE(model_config(dataclasses.replace(V3, num_experts=6, num_groups=3)), mesh)
     ones = jnp.ones((4, 2), jnp.int32)
-    with pytest.raises(ValueError, match=r"\(6, 16, 12\).*expert=4"):
+    with pytest.raises(ValueError, match=r"\(6, 16, 12\).*expert = 4"):
         moe.apply({"params": params}, jnp.ones((4, 2, D)), ones == 1, ones)
 
 

@@ -41,9 +41,10 @@ from r1jax.model.grouped import (
     num_tiles,
     plan_tiles,
     routed_experts,
+    sort_by_group,
     sum_of_rows,
 )
-from r1jax.sharding import BATCH_AXES, LOGICAL_AXES, batch_shards, logical_sharding
+from r1jax.sharding import BATCH_AXES, axes_of, batch_shards, logical_sharding
 from r1jax.types import Array
 
 EXCHANGES = ("auto", "ragged", "dense")
@@ -92,12 +93,10 @@ def buffer_rows(assignments: int, devices: int, how: Dispatch) -> int:
 def sort_assignments(experts: Array, num_experts: int, axis: str) -> Assignments:
     """experts [N, A] int32; one outside 0..num_experts-1 goes nowhere. Gathers the counts along `axis`."""
     flat = experts.reshape(-1)
-    flat = jnp.where((flat >= 0) & (flat < num_experts), flat, num_experts)
-    order = jnp.argsort(flat, stable=True).astype(jnp.int32)
-    place = jnp.argsort(order).astype(jnp.int32)
-    counts = jnp.sum(flat[:, None] == jnp.arange(num_experts), axis=0, dtype=jnp.int32)
+    order, place, counts = sort_by_group(flat, num_experts)
     local = num_experts // jax.lax.axis_size(axis)
-    return Assignments(order, place.reshape(experts.shape), flat[order] // local, jax.lax.all_gather(counts, axis))
+    device = jnp.where((flat >= 0) & (flat < num_experts), flat, num_experts)[order] // local
+    return Assignments(order, place.reshape(experts.shape), device, jax.lax.all_gather(counts, axis))
 
 
 def _before(counts: Array, axis: int) -> Array:
@@ -296,9 +295,9 @@ def _expert_shard(
     x: Array, experts: Array, gates: Array, *weights: Array, spec: PartitionSpec, how: Dispatch, mesh: Mesh
 ) -> Array:
     """One device's tokens, split by `spec`, through everybody's experts: x [..., D], pairs [..., A] -> [..., D]."""
-    embed = dict(LOGICAL_AXES)["expert_embed"]
+    embed = "expert_embed"
     gate, up, down = (
-        _everywhere(jax.lax.all_gather(weight, embed, axis=axes.index("expert_embed"), tiled=True), weight_spec, mesh)
+        _everywhere(jax.lax.all_gather(weight, axes_of(embed), axis=axes.index(embed), tiled=True), weight_spec, mesh)
         for weight, axes, weight_spec in zip(weights, EXPERT_AXES, _weight_specs(mesh), strict=True)
     )
     flat = [_everywhere(array, spec, mesh).reshape(-1, array.shape[-1]) for array in (x, experts, gates)]
@@ -317,15 +316,13 @@ def _weight_specs(mesh: Mesh) -> tuple[PartitionSpec, ...]:
 def sharded_experts(x: Array, experts: Array, gates: Array, weights: Weights, cfg: MoEConfig, mesh: Mesh) -> Array:
     """`routed_experts` on a mesh: tokens split over the batch axes and the sequence, experts over the expert axis.
 
-    x: [B, T, D]; experts, gates: [B, T, A]. Expert weights are gathered over fsdp inside; their inner width may be
-    split over tensor. Where B or T does not divide (a decoding step), all B x T tokens are split over all these axes,
-    filled with tokens that no expert takes. Raises ValueError if the mesh does not divide the weights.
+    x: [B, T, D]; experts, gates: [B, T, A]. Expert weights are gathered over the axes of `expert_embed` inside; their
+    inner width may be split over tensor. Where B or T does not divide (a decoding step), all B x T tokens are split
+    over all these axes, filled with tokens that no expert takes. Raises ValueError if the mesh does not divide the
+    weights.
     """
-    for axis, size in zip(("expert", "fsdp", "tensor"), weights[0].shape, strict=True):
-        if size % mesh.shape[axis]:
-            raise ValueError(
-                f"expert weights [E, D, F] = {weights[0].shape} do not divide into {axis}={mesh.shape[axis]}"
-            )
+    for weight, axes in zip(weights, EXPERT_AXES, strict=True):
+        logical_sharding(mesh, axes, weight.shape)
     how = Dispatch("expert", cfg.exchange, cfg.buffer_factor, cfg.tile_size)
     batch, length, width = x.shape
     shards, parts = batch_shards(mesh), mesh.shape["sequence"]

@@ -50,6 +50,20 @@ def choose_tile_size(rows: int, num_groups: int, smallest: int) -> int:
     return max(smallest, min(1 << (eighth - 1).bit_length(), 128))
 
 
+def sort_by_group(groups: Array, num_groups: int) -> tuple[Array, Array, Array]:
+    """Stable order of groups [rows] int32, those outside 0..num_groups-1 last.
+
+    Returns order [rows], the row at each place; place [rows], its inverse; and counts [num_groups], all int32. Sorting
+    costs the same for any number of groups; counting by comparing each row with each group would not.
+    """
+    key = jnp.where((groups >= 0) & (groups < num_groups), groups, num_groups)
+    order = jnp.argsort(key, stable=True).astype(jnp.int32)
+    row = jnp.arange(groups.size, dtype=jnp.int32)
+    place = jnp.zeros_like(row).at[order].set(row, unique_indices=True)
+    bounds = jnp.searchsorted(key[order], jnp.arange(num_groups + 1), method="scan_unrolled").astype(jnp.int32)
+    return order, place, jnp.diff(bounds)
+
+
 def plan_tiles(groups: Array, num_groups: int, tile_size: int) -> Tiles:
     """Lays assignments out by group, in order within a group, each group padded to whole tiles.
 
@@ -57,21 +71,24 @@ def plan_tiles(groups: Array, num_groups: int, tile_size: int) -> Tiles:
     """
     rows = groups.size
     tiles = num_tiles(rows, num_groups, tile_size)
-    flat = groups.reshape(rows)
-    member = flat[:, None] == jnp.arange(num_groups)  # [N A, E]
-    rank = jnp.cumsum(member, axis=0, dtype=jnp.int32)  # place in the group, from 1
-    counts = rank[-1]
+    order, place, counts = sort_by_group(groups.reshape(rows), num_groups)
     tile_counts = (counts + tile_size - 1) // tile_size
     ends = jnp.cumsum(tile_counts)
-    starts = (ends - tile_counts) * tile_size
-    slot = jnp.where(member.any(-1), jnp.sum(jnp.where(member, starts + rank - 1, 0), -1), tiles * tile_size)
-    source = jnp.full(tiles * tile_size, rows, jnp.int32)
-    source = source.at[slot].set(jnp.arange(rows, dtype=jnp.int32), mode="drop", unique_indices=True)
     tile_group = jnp.sum(jnp.arange(tiles)[:, None] >= ends, axis=-1, dtype=jnp.int32)
+    tile_group = jnp.minimum(tile_group, num_groups - 1)
+    starts = (ends - tile_counts) * tile_size
+    before = jnp.cumsum(counts) - counts
+    # Slot by slot, which row of its group it is, and so which of the sorted assignments.
+    slot_group = jnp.repeat(tile_group, tile_size)
+    rank = jnp.arange(tiles * tile_size) - starts[slot_group]
+    source = jnp.where(rank < counts[slot_group], _take(order, before[slot_group] + rank), rows)
+    flat = groups.reshape(rows)
+    here = (flat >= 0) & (flat < num_groups)
+    slot = jnp.where(here, (starts - before)[jnp.where(here, flat, 0)] + place, tiles * tile_size)
     return Tiles(
         slot=slot.reshape(groups.shape),
         source=source,
-        tile_group=jnp.minimum(tile_group, num_groups - 1),
+        tile_group=tile_group,
         sizes=tile_counts * tile_size,
         counts=counts,
     )

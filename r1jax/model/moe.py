@@ -117,6 +117,18 @@ def expert_load(experts: Array, mask: Array, num_experts: int) -> Array:
     return (chosen & mask[..., None]).astype(jnp.float32)
 
 
+def _sum_of_run(values: Array, first: Array, last: Array) -> Array:
+    """[B, T, C] of integers >= 0 -> at each position the sum over its run. first, last: [B, T], where runs begin, end.
+
+    Running sums never fall, so that the sum up to the run's end is the least of those at ends to come, and the sum
+    before its start the greatest of those behind. Rows stay apart: a sum into segments of the whole batch would bring
+    the batch to every device. Exact in float32 up to 2^24 a row.
+    """
+    running = jnp.cumsum(values, axis=1)
+    until = jax.lax.cummin(jnp.where(last[..., None], running, jnp.inf), axis=1, reverse=True)
+    return until - jax.lax.cummax(jnp.where(first[..., None], running - values, 0), axis=1)
+
+
 def sequence_balance_loss(routing: Routing, mask: Array, sequence_ids: Array, cfg: MoEConfig) -> tuple[Array, Array]:
     """The sequence-wise balance loss of V3 eq. 17-20, unscaled: (sum over sequences, number of sequences).
 
@@ -125,17 +137,18 @@ def sequence_balance_loss(routing: Routing, mask: Array, sequence_ids: Array, cf
     P_si = mean over s of score_i / sum_j score_j, loss_s = sum_i f_si P_si. "Choose" means the A best of the unbiased
     scores where a selection bias exists (as eq. 18 prints it), and the experts in fact chosen where none does (V2).
     """
-    batch, length, experts = routing.scores.shape
+    experts = routing.scores.shape[-1]
     chosen = jax.lax.top_k(routing.scores, cfg.num_active)[1] if cfg.selection_bias else routing.experts
-    assigned = expert_load(chosen, mask, experts)
-    starts = jnp.concatenate([jnp.ones((batch, 1), bool), sequence_ids[:, 1:] != sequence_ids[:, :-1]], axis=1)
-    run = jnp.cumsum(starts, axis=1) - 1 + jnp.arange(batch)[:, None] * length  # [B, T], which run a token is in
-    per_token = jnp.concatenate([assigned, mask[..., None].astype(jnp.float32)], axis=-1)
-    per_run = jax.ops.segment_sum(per_token.reshape(-1, experts + 1), run.reshape(-1), batch * length)  # counts: exact
-    counts, sizes = per_run[run, :experts], per_run[run, experts:]  # each token sees those of its own sequence
+    changes = sequence_ids[:, 1:] != sequence_ids[:, :-1]
+    edge = jnp.ones_like(sequence_ids[:, :1], dtype=bool)
+    first, last = jnp.concatenate([edge, changes], axis=1), jnp.concatenate([changes, edge], axis=1)
+    assigned = jnp.concatenate([expert_load(chosen, mask, experts), mask[..., None].astype(jnp.float32)], axis=-1)
+    per_run = _sum_of_run(assigned, first, last)  # each token sees those of its own sequence
+    counts, sizes = per_run[..., :experts], per_run[..., experts]
     share = routing.scores / routing.scores.sum(-1, keepdims=True)
-    scale = jnp.where(mask, experts / (cfg.num_active * jnp.maximum(sizes[..., 0], 1) ** 2), 0)
-    return jnp.sum(scale * jnp.sum(counts * share, -1)), jnp.sum(per_run[:, experts] > 0, dtype=jnp.float32)
+    scale = jnp.where(mask, experts / (cfg.num_active * jnp.maximum(sizes, 1) ** 2), 0)
+    num_sequences = jnp.sum(last & (sizes > 0), dtype=jnp.float32)
+    return jnp.sum(scale * jnp.sum(counts * share, -1)), num_sequences
 
 
 def _weight(
