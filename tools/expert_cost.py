@@ -55,7 +55,6 @@ def main() -> int:
     parser.add_argument("--expert_dim", type=int, default=128)
     parser.add_argument("--active", type=int, default=8, help="experts that a token uses")
     parser.add_argument("--tile_size", type=int, default=MoEConfig.tile_size, help="fewest rows per tile")
-    parser.add_argument("--tile_size", type=int, default=MoEConfig.tile_size, help="fewest rows per tile")
     parser.add_argument("--repeats", type=int, default=5)
     flags = parser.parse_args()
     size = Size(flags.tokens, flags.width, flags.expert_dim, flags.active, flags.tile_size)
