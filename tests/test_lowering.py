@@ -25,7 +25,9 @@ SMALL = ("prompt.width=8", "row_length=16", "micro_rows=8", "prompts=8", "group_
 
 def lowers(step: PlannedStep) -> None:
     """Raises what the lowering of the step for either platform raises."""
-    exported = jax.export.export(step.function, platforms=["tpu", "cuda"])(*step.arguments)
+    # The exporter promises no later version of XLA a ragged all-to-all; nothing is kept here.
+    checks = [jax.export.DisabledSafetyCheck.custom_call("ragged_all_to_all")]
+    exported = jax.export.export(step.function, platforms=["tpu", "cuda"], disabled_checks=checks)(*step.arguments)
     assert set(exported.platforms) == {"tpu", "cuda"}
 
 
@@ -39,7 +41,7 @@ def rl_steps() -> dict[str, PlannedStep]:
     return steps_of(dataclasses.replace(config, mesh=MESH), MOE, make_mesh(MESH))
 
 
-@pytest.mark.parametrize("name", ["prefill", "decode", "log-probs", "gradients", "gradients, added", "update"])
+@pytest.mark.parametrize("name", ["prefill", "decode", "log-probs", "gradients", "update"])
 def test_the_steps_of_rl_lower(rl_steps: dict[str, PlannedStep], name: str) -> None:
     lowers(rl_steps[name])
 

@@ -84,6 +84,11 @@ def forward_flops(model: ModelConfig, tokens: float, mean_length: float) -> floa
     return 2.0 * tokens * (sum(token_weights(model).values()) + pairs)
 
 
+def attention_flops(model: ModelConfig, tokens: float, mean_length: float) -> float:
+    """The part of `forward_flops` that lies between tokens: scores and sums."""
+    return forward_flops(model, tokens, mean_length) - 2.0 * tokens * sum(token_weights(model).values())
+
+
 def mtp_flops(model: ModelConfig, tokens: float, mean_length: float) -> float:
     """What the MTP module adds to a forward pass of the same tokens; 0 without the module."""
     pairs = model.mtp_depth * _between_tokens(model) * (mean_length + 1) / 2

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import importlib.util
 import os
 import pathlib
 import re
@@ -17,6 +18,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
+from jax.experimental import topologies
 
 from r1jax.plan.chips import Topology
 from r1jax.plan.hlo import Program, parse_program
@@ -65,13 +67,10 @@ def tpu_devices(topology: Topology) -> Sequence[Any]:
     """The devices of a TPU topology, none of which need be there. Raises PlanError saying what is missing or wrong."""
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # no question to a metadata server, which only clouds have
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # nothing is run, so another process may use its own
-    try:
-        import libtpu  # noqa: F401
-        from jax.experimental import topologies
-    except ImportError as error:
+    if importlib.util.find_spec("libtpu") is None:
         raise PlanError(
             f"topology: {topology.name} is compiled by libtpu, which is not there: python -m pip install 'r1jax[plan]'"
-        ) from error
+        )
     more = {"num_slices": topology.slices} if topology.slices > 1 else {}
     try:
         described = topologies.get_topology_desc(platform="tpu", topology_name=topology.slice_name, **more)

@@ -21,7 +21,8 @@ from r1jax.workdir import write_atomically
 ASSUMPTIONS = (
     "Rates are those of the spec sheets, so a real run is slower. Predicted: matrix products and HBM overlap, the "
     "network is waited for; overlapped: everything overlaps, the bound that no run beats.",
-    "Operations are counted in the compiled program, loops multiplied out; products of experts at balanced load.",
+    "Operations are counted in the compiled program, loops multiplied out; products of experts at balanced load, "
+    "attention kernels as the model's products.",
     "Model use: the model's own operations (r1jax/model/flops.py: no recomputation, no hidden scores) over what the "
     "chips could do in the predicted time.",
     "RL: every prompt and response is as long as may be, and nothing is regrouped.",

@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 
 from r1jax.data.scored_rows import ScoredRows
 from r1jax.model.config import ModelConfig
-from r1jax.model.flops import forward_flops, sampling_flops, training_flops
+from r1jax.model.flops import attention_flops, forward_flops, sampling_flops, training_flops
 from r1jax.sampling.decode import Decoder
 from r1jax.sampling.programs import Programs
 from r1jax.sharding import batch_sharding, decoding_mesh
@@ -49,6 +49,7 @@ class PlannedStep:
     assignments: float = 0.0  # rows that experts are given in one call, in each layer, on all devices
     # What else lies in the devices' memory meanwhile: trees of ShapeDtypeStructs.
     beside: tuple[Any, ...] = ()
+    attention_flops: float = 0.0  # of the forward pass, between tokens of whole rows, on all devices
     trains: bool = False  # a backward pass belongs to it
     compute_bytes: int = 2  # of a parameter in the type that is computed in
     params_at: int = 0  # which of the arguments are the parameters
@@ -161,6 +162,7 @@ def sampling_steps(config: RLConfig, model: ModelConfig, mesh: Mesh, beside: tup
         model_flops=forward_flops(model, prompts * width, width),
         calls=blocks,
         assignments=_assignments(model, prompts * width),
+        attention_flops=attention_flops(model, prompts * width, width),
         beside=beside,
     )
     reached = [end for end in programs.ends if end < limit] + [end for end in programs.ends if end >= limit][:1]
@@ -263,8 +265,9 @@ def _accumulation(
     """The first micro-batch of an update, and where there are more the one that adds to it."""
     tokens, flops = work
     rows = _assignments(model, tokens)
+    attention = attention_flops(model, tokens, jax.tree.leaves(arguments[1])[0].shape[-1])
     first = PlannedStep(
-        name, size, trainer.accumulate.first, arguments, tokens, flops, updates, rows, beside, trains=True
+        name, size, trainer.accumulate.first, arguments, tokens, flops, updates, rows, beside, attention, trains=True
     )
     if micro_batches == 1:
         return [first]
