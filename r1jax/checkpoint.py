@@ -26,7 +26,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import rich.console
-from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
 from r1jax.manifest import (
@@ -39,6 +38,7 @@ from r1jax.manifest import (
     verify,
     write_manifest,
 )
+from r1jax.processes import by_writer, from_writer, is_writer, wait_for_all
 
 _PREFIX, _PARTIAL = "step_", ".partial"
 CHUNK_BYTES = 64 * 2**20
@@ -96,10 +96,7 @@ class CheckpointStore:
         Raises:
             CheckpointError: there are checkpoints, and all of them are damaged.
         """
-        found = np.array([self._newest_whole() if jax.process_index() == 0 else 0], np.int64)
-        if jax.process_count() > 1:
-            found = multihost_utils.broadcast_one_to_all(found)
-        step = int(found[0])
+        step = from_writer(self._newest_whole)
         if step == _NONE_WHOLE:
             raise CheckpointError(
                 f"{self.directory}: every checkpoint is damaged (steps {self.steps()}). Put an undamaged copy back, or "
@@ -124,35 +121,32 @@ class CheckpointStore:
         text = json.dumps(dict(metadata or {}), ensure_ascii=False, sort_keys=True)
         leaves = dict(_named_leaves(tree))
         final = self._path(step)
-        exists = np.array([jax.process_index() == 0 and final.is_dir() and self._is_whole(step)])
-        if jax.process_count() > 1:
-            exists = multihost_utils.broadcast_one_to_all(exists)
-        if exists[0]:
+        if from_writer(lambda: final.is_dir() and self._is_whole(step)):
             _log.info("step %d is already saved in %s", step, self.directory)
             return False
         partial = final.with_name(final.name + _PARTIAL)
         try:
-            if jax.process_index() == 0:
+            if is_writer():
                 self._clear(step)
                 partial.mkdir(parents=True)
-            self._barrier("begin", step)
+            wait_for_all("checkpoint begun")
             with _small_chunks():
                 stored = map(_storable, leaves.items())
                 ocp.save(partial / "arrays", {name: value for name, value in stored if value.size})
-            self._barrier("arrays", step)
-            if jax.process_index() == 0:
+            wait_for_all("arrays written")
+            if is_writer():
                 (partial / "metadata.json").write_text(text, encoding="utf-8")
                 write_manifest(partial, step, {name: _describe(name, leaf).entry() for name, leaf in leaves.items()})
                 sync_tree(partial)
                 partial.rename(final)
                 sync(self.directory)
         except Exception as error:
-            if jax.process_index() == 0:
+            if is_writer():
                 shutil.rmtree(partial, ignore_errors=True)
             if is_disk_full(error):
                 raise DiskFullError(self._disk_full_message(step)) from error
             raise
-        self._barrier("end", step)
+        wait_for_all("checkpoint ended")
         self._damaged.discard(step)
         self._remove_old(step)
         return True
@@ -181,7 +175,7 @@ class CheckpointStore:
                 raise CheckpointError(f"{self.directory}: no checkpoint to restore")
         path = self._path(step)
         try:
-            manifest = verify(path, step) if jax.process_index() == 0 else read_manifest(path, step)
+            manifest = from_writer(lambda: verify(path, step))
         except DamagedError as error:
             raise CheckpointError(f"{path}: {error}") from error
         saved = {name: _Leaf(tuple(leaf[0]), leaf[1], leaf[2]) for name, leaf in manifest["leaves"].items()}
@@ -190,7 +184,7 @@ class CheckpointStore:
         abstract = {name: _loadable(leaf) for name, leaf in wanted.items() if 0 not in saved[name].shape}
         loaded = ocp.load(path / "arrays", abstract) if abstract else {}
         leaves = [_finish(leaf, loaded.get(name)) for name, leaf in wanted.items()]
-        metadata = json.loads((path / "metadata.json").read_text(encoding="utf-8"))
+        metadata = json.loads(from_writer(lambda: (path / "metadata.json").read_text(encoding="utf-8")))
         return step, jax.tree.unflatten(jax.tree.structure(target), leaves), metadata
 
     def adopt(self, step: int, folder: pathlib.Path, metadata: Mapping[str, Any] | None = None) -> None:
@@ -261,9 +255,8 @@ class CheckpointStore:
             if path.is_dir():
                 shutil.rmtree(path)
 
+    @by_writer
     def _remove_old(self, saved: int) -> None:
-        if jax.process_index() != 0:
-            return
         whole = [step for step in self.steps() if step not in self._damaged]
         for step in self.steps():
             if step not in whole[-self.keep :] and step != saved:
@@ -271,10 +264,6 @@ class CheckpointStore:
                 (self._path(step) / "manifest.json").unlink(missing_ok=True)
                 shutil.rmtree(self._path(step))
                 self._damaged.discard(step)
-
-    def _barrier(self, name: str, step: int) -> None:
-        if jax.process_count() > 1:
-            multihost_utils.sync_global_devices(f"r1jax-checkpoint-{name}-{step}")
 
     def _disk_full_message(self, step: int) -> str:
         free = shutil.disk_usage(self.directory if self.directory.is_dir() else self.directory.parent).free

@@ -1,6 +1,6 @@
 """Kills one process of several in the midst of a run, and checks that nothing is lost.
 
-    python -m tools.chaos --config=tests/configs/r1_zero_smoke.py --workdir=runs/chaos
+    python -m tools.chaos --config=tests/configs/processes_smoke.py --workdir=runs/chaos
 
 The step of RL of a pipeline is run to its end in `--processes` processes of `--devices` CPU devices each (the step that
 it starts from in one), then again with one process killed (SIGKILL): in a rollout, in an update, in the writing of a
@@ -32,6 +32,7 @@ from tools.kill_test import count_rows, metrics, parameters, samples
 from tools.launch.local import LocalRun
 
 POLL_SECONDS = 0.002
+MOMENTS = ["in rollout", "in update", "in checkpoint"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,8 +41,7 @@ class Moment:
 
     name: str
     victim: int
-    is_there: Callable[[pathlib.Path], bool]  # from what lies in the step's folder
-    was_there: Callable[[pathlib.Path], bool]  # after the kill: whether it fell where it should
+    is_there: Callable[[pathlib.Path], bool]  # from what lies in the step's folder; still so after the kill
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,11 +74,13 @@ def main() -> int:
     console.print(f"undisturbed, {arguments.processes} processes: {time.monotonic() - began:.0f} s")
     kills, lines, passed = [], [], True
     for moment in moments(updates, arguments.processes):
+        if moment.name not in arguments.moments:
+            continue
         killed = root / moment.name.replace(" ", "_")
         shutil.copytree(root / "base", killed)
         kills.append(kill_at(arguments, killed, moment, root))
         console.print(f"{moment.name}: the others ended after {kills[-1].seconds:.1f} s: {kills[-1].said}")
-        for processes in dict.fromkeys((arguments.processes, 1, 4)):
+        for processes in arguments.on:
             again = killed.with_name(f"{killed.name}_on_{processes}")
             shutil.copytree(killed, again)
             run_to_end(arguments, again, arguments.step, processes, root)
@@ -96,10 +98,12 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", required=True, help="as for r1jax.train; a pipeline")
     parser.add_argument("--before", default="pretrain", help="name of the step whose policy it starts from")
-    parser.add_argument("--step", default="r1_zero", help="name of its step of RL")
+    parser.add_argument("--step", default="rl", help="name of its step of RL")
     parser.add_argument("--workdir", type=pathlib.Path, required=True)
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--devices", type=int, default=2, help="CPU devices of each process")
+    parser.add_argument("--moments", nargs="+", choices=MOMENTS, default=MOMENTS)
+    parser.add_argument("--on", nargs="+", type=int, default=[2, 1, 4], help="processes that go on after each kill")
     parser.add_argument("--peer_seconds", type=float, default=10.0)
     parser.add_argument("--tolerance", type=float, default=1e-3, help="relative, of metrics, on other processes")
     return parser.parse_args()
@@ -126,9 +130,8 @@ def moments(updates: int, processes: int) -> list[Moment]:
 
     last = processes - 1
     return [
-        Moment("in rollout", last, in_rollout, in_rollout),
-        Moment("in update", 0, in_update, in_update),
-        Moment("in checkpoint", last, in_checkpoint, in_checkpoint),
+        Moment(name, victim, there)
+        for name, victim, there in zip(MOMENTS, (last, 0, last), (in_rollout, in_update, in_checkpoint), strict=True)
     ]
 
 
@@ -168,7 +171,7 @@ def kill_at(arguments: argparse.Namespace, workdir: pathlib.Path, moment: Moment
         time.sleep(POLL_SECONDS)
     run.processes[moment.victim].kill()
     killed = time.monotonic()
-    fell, rows = moment.was_there(folder), count_rows(folder)
+    fell, rows = moment.is_there(folder), count_rows(folder)
     run.wait()
     others = [one for one in run.ended if one.process != moment.victim]
     if not fell or any(one.status == 0 for one in others):

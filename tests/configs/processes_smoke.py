@@ -44,13 +44,13 @@ def get_config(arg: str = "") -> ConfigDict:
         "init": {"kind": "stage", "path": "../pretrain"},
         "source": {"split": "rl", "size": 32},
         "prompt": {"template": "short", "width": 40},
-        "decoding": {"max_new_tokens": 8, "chunk": 7, "batch_size": 16},
+        "decoding": {"max_new_tokens": 8, "chunk": 7, "batch_size": 16, "stop_strings": ("e", "a", "1")},
         "prompts": 4,
         "group_size": 4,
         "minibatches": 2,
         "row_length": 48,
         "micro_rows": 4,
-        "grpo": {"overlong_cache": 4},  # nothing it writes is right: its length makes the difference
+        "grpo": {"overlong_cache": 4},  # nothing it writes is right: the length is what it learns
         "optimizer": {"learning_rate": 1e-3, "warmup_steps": 1},
         "reference_every": 3,
         "evaluation": {"every": 0},
