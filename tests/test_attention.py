@@ -183,5 +183,16 @@ def test_the_tpu_kernels_program_equals_the_plain_form(sizes: dict[str, int] | N
     ids, _ = segments(length)
     inputs = tensors((B, length, HEADS, 24), (B, length, KV_HEADS, 24), (B, length, KV_HEADS, 16))
     want = value_and_gradients(lambda q, k, v: causal_attention(q, k, v, ids, None, SCALE), *inputs)
-    got = value_and_gradients(lambda q, k, v: kernel_attention(q, k, v, jnp.asarray(ids), SCALE, mesh, True), *inputs)
+    got = value_and_gradients(lambda q, k, v: kernel_attention(q, k, v, jnp.asarray(ids), SCALE, mesh, "tpu"), *inputs)
+    assert_close(got, want)
+
+
+@pytest.mark.slow  # 10 s; python -m pytest -m slow tests/test_attention.py
+def test_the_gpu_kernels_program_equals_the_plain_form() -> None:
+    """Interpreted on the CPU, at the head size that its Triton products have at least."""
+    length = 130
+    ids, _ = segments(length)
+    inputs = tensors((B, length, HEADS, 16), (B, length, KV_HEADS, 16), (B, length, KV_HEADS, 16))
+    want = value_and_gradients(lambda q, k, v: causal_attention(q, k, v, ids, None, SCALE), *inputs)
+    got = value_and_gradients(lambda q, k, v: kernel_attention(q, k, v, jnp.asarray(ids), SCALE, None, "gpu"), *inputs)
     assert_close(got, want)

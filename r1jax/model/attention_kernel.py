@@ -52,15 +52,15 @@ def kernel_refusal(q_shape: tuple[int, ...], v_dim: int, parent_ids: Array | Non
 
 
 def kernel_attention(
-    q: Array, k: Array, v: Array, segment_ids: Array, scale: float, mesh: Mesh | None, interpret: bool = False
+    q: Array, k: Array, v: Array, segment_ids: Array, scale: float, mesh: Mesh | None, interpret_as: str = ""
 ) -> Array:
     """`layers.causal_attention` without parents, by the kernel of the mesh's platform.
 
-    interpret: run the TPU kernel's program in XLA, on whatever platform: slow, for tests.
+    interpret_as: 'tpu' or 'gpu': run that platform's kernel as a program in XLA, wherever: slow, for tests.
     Raises ValueError with `kernel_refusal`'s reason where there is none.
     """
     refusal = kernel_refusal(q.shape, v.shape[-1], None, mesh)
-    if refusal and not interpret:
+    if refusal and not interpret_as:
         raise ValueError(f"no attention kernel: {refusal}")
     shape = {} if mesh is None else mesh.shape
     heads, length = q.shape[2], q.shape[1]
@@ -69,8 +69,8 @@ def kernel_attention(
     padding = -length % (LANES * shape.get("sequence", 1))
     q, k, v = (jnp.pad(x, ((0, 0), (0, padding), (0, 0), (0, 0))) for x in (q, k, v))
     ids = jnp.pad(segment_ids, ((0, 0), (0, padding)))
-    on_tpu = interpret or platform_of(mesh) == "tpu"
-    out = (_splash if on_tpu else _flash)(q, k, v, ids, scale, mesh, interpret)
+    run = _splash if (interpret_as or platform_of(mesh)) == "tpu" else _flash
+    out = run(q, k, v, ids, scale, mesh, bool(interpret_as))
     # Padding sees padding in a kernel; here it sees nothing. The zero also keeps gradients out of it.
     return jnp.where((ids != 0)[..., None, None], out, 0)[:, :length]
 
