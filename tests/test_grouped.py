@@ -50,7 +50,8 @@ def test_the_tile_bound_is_reached() -> None:
 def test_tile_size_follows_the_mean_group_within_bounds() -> None:
     assert choose_tile_size(rows=768, num_groups=8, smallest=32) == 32
     assert choose_tile_size(rows=8192, num_groups=8, smallest=32) == 128
-    assert choose_tile_size(rows=4096, num_groups=8, smallest=32) == 64
+    assert choose_tile_size(rows=2048, num_groups=8, smallest=32) == 64
+    assert choose_tile_size(rows=8 * 8192, num_groups=128, smallest=32) == 128
     assert choose_tile_size(rows=10**6, num_groups=8, smallest=32) == 128
     assert choose_tile_size(rows=1, num_groups=8, smallest=1) == 1
 
