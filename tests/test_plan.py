@@ -363,7 +363,8 @@ def test_a_gpu_plan_says_what_it_cannot_know(steps: dict[str, PlannedStep]) -> N
     assert "There is no compiler for GPUs here" in page
     assert "| gradients | 16 rows of 16 tokens |" in page
     gathered = [c for c in one.cost.collectives if c.kind == "all-gather"]
-    assert {c.axes for c in gathered} == {("fsdp",)}
+    assert gathered
+    assert all("fsdp" in c.axes for c in gathered)
 
 
 def test_v3_is_priced_as_published() -> None:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
+from jax.interpreters import partial_eval
 from jax.sharding import Mesh
 
 from r1jax.plan.collectives import Collective, group_along, sent_bytes
@@ -36,10 +37,11 @@ def jaxpr_cost(step: PlannedStep, mesh: Mesh, platform: str) -> Cost:
     Collectives are those that the program asks for itself (`shard_map`); what the partitioner adds is estimated by what
     parameters and gradients need (`fsdp_collectives`). Bytes of HBM: arguments once, which is a lower bound.
     """
-    closed = step.function.trace(*step.arguments).jaxpr
+    traced = step.function.trace(*step.arguments).jaxpr.jaxpr
+    used, _ = partial_eval.dce_jaxpr(traced, [True] * len(traced.outvars))  # logits that no loss asks for
     flops = grouped = 0.0
     found: list[Collective] = []
-    for equation, times, manual in equations(closed.jaxpr, platform):
+    for equation, times, manual in equations(used, platform):
         share = times / (mesh.devices.size if not manual else mesh.devices.size // manual)
         count = equation_flops(equation)
         flops += share * count

@@ -113,6 +113,7 @@ def rl_steps(config: RLConfig, model: ModelConfig, mesh: Mesh) -> list[PlannedSt
         model_flops=forward_flops(model, tokens, length),
         calls=2 * config.minibatches * micro_batches,  # of the policy and of the reference
         assignments=_assignments(model, tokens),
+        attention_flops=attention_flops(model, tokens, config.row_length),
         beside=(
             state.opt_state,
             state.params,
