@@ -270,8 +270,8 @@ def _backward(
     def body(turn: Round, carry: Any, operands: Any) -> Any:
         rows, row_gates, row_dy, weights = operands
         out_rows, out_gates, out_weights = carry
-        arrived = turn.deliver(rows), turn.deliver(row_gates)
-        pullback = jax.vjp(lambda *args: gated_experts(*args, turn.layout), *arrived, weights)[1]
+        products = functools.partial(gated_experts, layout=turn.layout)
+        pullback = jax.vjp(products, turn.deliver(rows), turn.deliver(row_gates), weights)[1]
         d_rows, d_gates, d_weights = pullback(turn.deliver(row_dy))
         out_weights = jax.tree.map(jnp.add, out_weights, d_weights)
         return turn.give_back(d_rows, out_rows), turn.give_back(d_gates, out_gates), out_weights
@@ -300,12 +300,14 @@ def _expert_shard(
         _everywhere(jax.lax.all_gather(weight, axes_of(embed), axis=axes.index(embed), tiled=True), weight_spec, mesh)
         for weight, axes, weight_spec in zip(weights, EXPERT_AXES, _weight_specs(mesh), strict=True)
     )
-    flat = [_everywhere(array, spec, mesh).reshape(-1, array.shape[-1]) for array in (x, experts, gates)]
+    tokens, chosen, token_gates = (
+        _everywhere(array, spec, mesh).reshape(-1, array.shape[-1]) for array in (x, experts, gates)
+    )
     if mesh.shape[how.axis] == 1:
         tile_size = choose_tile_size(experts.size, gate.shape[0], how.smallest_tile)
-        y = routed_experts(*flat, (gate, up, down), tile_size)
+        y = routed_experts(tokens, chosen, token_gates, (gate, up, down), tile_size)
     else:
-        y = dispatched_experts(how, *flat, (gate, up, down))
+        y = dispatched_experts(how, tokens, chosen, token_gates, (gate, up, down))
     return jax.lax.psum(y, "tensor").reshape(x.shape)
 
 

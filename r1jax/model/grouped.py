@@ -44,8 +44,8 @@ def num_tiles(rows: int, num_groups: int, tile_size: int) -> int:
 def choose_tile_size(rows: int, num_groups: int, smallest: int) -> int:
     """Tile size for `rows` rows in `num_groups` groups: the power of two near a quarter of a mean group, within bounds.
 
-    Larger tiles make faster products and less traffic of weights (a tile reads its group's matrix, which costs the CPU
-    about as much as the product of 50 rows), smaller ones less padding.
+    Larger tiles make faster products and less traffic of weights (every tile reads its group's matrix), smaller ones
+    less padding.
     """
     quarter = max(rows // (4 * num_groups), 1)
     return max(smallest, min(1 << (quarter - 1).bit_length(), 128))

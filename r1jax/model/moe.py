@@ -194,8 +194,8 @@ class Experts(nn.Module):
         if self.mesh is not None:
             return sharded_experts(x, experts, gates, weights, moe, self.mesh)
         tile_size = choose_tile_size(experts.size, moe.num_experts, moe.tile_size)
-        flat = (array.reshape(-1, array.shape[-1]) for array in (x, experts, gates))
-        return routed_experts(*flat, weights, tile_size).reshape(x.shape)
+        tokens, chosen, token_gates = (array.reshape(-1, array.shape[-1]) for array in (x, experts, gates))
+        return routed_experts(tokens, chosen, token_gates, weights, tile_size).reshape(x.shape)
 
 
 class MoE(nn.Module):
