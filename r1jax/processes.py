@@ -50,7 +50,7 @@ class ProcessesError(ValueError):
 MANY = {  # variables of environments that jax can read, and how many processes they speak of
     "SLURM_STEP_NUM_TASKS": int,
     "OMPI_COMM_WORLD_SIZE": int,
-    "TPU_WORKER_HOSTNAMES": lambda names: len(names.split(",")),
+    "TPU_WORKER_HOSTNAMES": lambda names: 1 if " " in names else len(names.split(",")),  # libtpu leaves a warning there
     "MEGASCALE_NUM_SLICES": int,
 }
 

@@ -50,6 +50,7 @@ def test_flags_that_do_not_go_together_are_refused(fields: dict[str, Any], messa
 def test_the_environment_says_whether_there_are_others() -> None:
     assert not Launch().is_several({})
     assert not Launch().is_several({"SLURM_STEP_NUM_TASKS": "1", "TPU_WORKER_HOSTNAMES": "localhost"})
+    assert not Launch().is_several({"TPU_WORKER_HOSTNAMES": "WARNING: could not determine TPU hosts, please set it"})
     assert not Launch().is_several({"SLURM_NTASKS": "8"})  # of an allocation: this may be its only process
     assert Launch().is_several({"SLURM_STEP_NUM_TASKS": "8"})
     assert Launch().is_several({"TPU_WORKER_HOSTNAMES": "host-0,host-1"})

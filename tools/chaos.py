@@ -22,6 +22,7 @@ import sys
 import time
 from collections.abc import Callable
 
+import jax
 import ml_dtypes  # noqa: F401 (numpy knows bfloat16 by it)
 import numpy as np
 import rich.console
@@ -59,6 +60,7 @@ class Kill:
 def main() -> int:
     """Runs, kills, goes on, compares and prints tables."""
     arguments = parse_arguments()
+    jax.config.update("jax_platforms", "cpu")  # reading parameters must not wake an accelerator
     console = rich.console.Console(soft_wrap=True, width=200)
     root: pathlib.Path = arguments.workdir
     if root.exists():
