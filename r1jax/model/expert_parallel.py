@@ -14,8 +14,8 @@ device takes all. The ragged buffer fills with rows of any sender, so that its r
 device; the dense one has a part for each sender, so that they depend on the fullest pair.
 
 A token travels once for each of its experts. Sending it once per device instead saves the share of experts that have
-a neighbour: of 8 experts chosen in 4 of 8 node-sized groups, 34 % of the traffic on 16 devices, 19 % on 32, 10 % on
-64; it would cost a sum over each received row's 8 possible experts in place of a move without index arithmetic.
+a neighbour: of 8 experts chosen at random in 4 of 8 groups, about 34 % of the traffic on 16 devices, 19 % on 32 and
+10 % on 64. It would cost a sum over each received row's 8 possible experts, where rows now arrive in their places.
 
 Letters: N tokens of this device, A experts per token, D width, F expert width, E experts of all devices, P devices.
 """
