@@ -352,7 +352,7 @@ def test_a_finished_step_of_another_workdir_is_copied(
     run(config, tmp_path / "first")
     stages.ran.clear()
     stages.checked.clear()
-    second = changed(config, "rl", prompts=4) | {"reuse": [str(tmp_path / "absent"), str(tmp_path / "first")]}
+    second = changed(config, "rl", prompts=4) | {"reuse": [str(tmp_path / "first")]}
     run(second, tmp_path / "second")
     assert stages.ran == ["rl", "after"]
     assert stages.checked == ["rl", "after"]
@@ -360,6 +360,12 @@ def test_a_finished_step_of_another_workdir_is_copied(
     (tmp_path / "second" / "base" / "half").write_text("changed")
     assert (tmp_path / "first" / "base" / "half").read_text() == "done", "it is a copy, not a link"
     assert "reuse" not in json.loads((tmp_path / "second" / "config.json").read_text())
+
+
+def test_a_workdir_to_copy_from_must_be_there(stages: Stages, questions: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    with pytest.raises(ConfigError, match=f"^reuse: there is no folder {tmp_path}/absent "):
+        run(fields(questions, reuse=[str(tmp_path / "absent")]), tmp_path / "second")
+    assert stages.ran == []
 
 
 def test_only_half_of_a_step_elsewhere_is_not_copied(

@@ -28,6 +28,7 @@ from r1jax.settings import ConfigError, from_config, to_plain
 from r1jax.stages import curate, evaluate, preferences, pretrain, reward_model, rl, sft
 from r1jax.stages.checks import Planned, Stage, source_of
 from r1jax.stages.curate_config import CurateConfig
+from r1jax.stages.hand_overs import check_hand_overs
 from r1jax.stages.preferences import PreferencesConfig
 from r1jax.stages.sft_config import SFTConfig
 from r1jax.stages.step_folders import SUMMARY, Placed, find_elsewhere, is_done, place, record_config, sole_user
@@ -210,7 +211,11 @@ def unfinished(config: PipelineConfig, workdir: pathlib.Path) -> dict[str, str]:
 def check(config: PipelineConfig, workdir: pathlib.Path, before: Planned) -> None:
     """Everything that can be known to be wrong with any stage that has to run, before the first one starts."""
     planned = dict(before)
+    for path in config.reuse:
+        if not pathlib.Path(path).is_dir():
+            raise ConfigError(f"reuse: there is no folder {path} (relative to the current directory, or absolute)")
     parts = _parts(config, workdir)
+    check_hand_overs([(part.step.name, part.config, part.folder) for part in parts])
     for part in parts:
         if is_done(part.folder, part.key) or config.only not in ("", part.step.name):
             continue
