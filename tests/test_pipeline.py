@@ -381,6 +381,13 @@ def test_only_half_of_a_step_elsewhere_is_not_copied(
     assert stages.ran == ["rl", "after", "other"]
 
 
+def test_a_report_compares_evaluations(questions: pathlib.Path) -> None:
+    right, wrong = ({"stages": [{"label": "R1", "step": step}]} for step in ("after", "rl"))
+    train.read_config(ConfigDict(fields(questions, report=right)))
+    with pytest.raises(ConfigError, match=r"^PipelineConfig: report: 'R1': the step 'rl' is 'rl', no 'evaluate'$"):
+        train.read_config(ConfigDict(fields(questions, report=wrong)))
+
+
 def test_one_step_alone(stages: Stages, questions: pathlib.Path, tmp_path: pathlib.Path) -> None:
     workdir, config = tmp_path / "run", fields(questions)
     with pytest.raises(ConfigError, match=r"only: 'rl' reads steps that are not there: base \(not begun\)$"):
@@ -458,6 +465,26 @@ def test_fields_that_the_file_leaves_out_can_be_set_on_the_command_line(monkeypa
             delattr(flags.FLAGS, name)
         flags.FLAGS.unparse_flags()
     assert (read.only, read.reuse) == ("r1_zero", ("runs/a",))
+
+
+@pytest.mark.filterwarnings("ignore:the load_module")
+@pytest.mark.parametrize("field", ["steps.0.config.steps", "steps.zero.config.rollouts", "steps[99].config.rollouts"])
+def test_a_field_that_is_no_ones_is_told_of_in_one_line(
+    field: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["train", "--config=configs/r1.py:tiny", f"--config.{field}=3"]
+    monkeypatch.chdir(pathlib.Path(__file__).parents[1])
+    monkeypatch.setattr(sys, "argv", arguments)
+    try:
+        with pytest.raises(SystemExit):
+            train.parse_flags(arguments)
+    finally:
+        for name in [name for name in flags.FLAGS if name.startswith("config.")]:
+            delattr(flags.FLAGS, name)
+        flags.FLAGS.unparse_flags()
+    shown = capsys.readouterr().err
+    assert len(shown.splitlines()) == 1
+    assert "of a pipeline's third step: --config.steps[2].config.A=..." in shown
 
 
 def test_prompts_behind_fine_tuning_are_looked_at_with_the_bases_tokenizer(tmp_path: pathlib.Path) -> None:

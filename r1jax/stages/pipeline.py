@@ -84,6 +84,10 @@ class PipelineConfig:
             raise ValueError(f"only: {self.only!r} is not one of the steps {', '.join(names)}")
         if self.report is not None:
             self.report.check_steps(names)
+            kinds = {step.name: step.stage for step in self.steps}
+            for label, name in self.report.evaluations().items():
+                if kinds[name] != "evaluate":
+                    raise ValueError(f"report: {label!r}: the step {name!r} is {kinds[name]!r}, no 'evaluate'")
         stage_configs(self)
 
 
