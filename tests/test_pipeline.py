@@ -356,7 +356,10 @@ def test_a_finished_step_of_another_workdir_is_copied(
     run(second, tmp_path / "second")
     assert stages.ran == ["rl", "after"]
     assert stages.checked == ["rl", "after"]
-    assert f"base: copied from {tmp_path / 'first' / 'base'}" in capsys.readouterr().err
+    shown = capsys.readouterr().err
+    assert f"base: copied from {tmp_path / 'first' / 'base'}" in shown
+    assert f"rl: not taken from {tmp_path / 'first' / 'rl'}:\n  prompts: 2 there, 4 now\n" in shown
+    assert "base: not taken" not in shown
     (tmp_path / "second" / "base" / "half").write_text("changed")
     assert (tmp_path / "first" / "base" / "half").read_text() == "done", "it is a copy, not a link"
     assert "reuse" not in json.loads((tmp_path / "second" / "config.json").read_text())

@@ -144,6 +144,8 @@ def _run_part(config: PipelineConfig, parts: Sequence[_Part], index: int, consol
     if (folder / SUMMARY).exists():
         console.print(f"[green]{name}[/green]: done before")
         return
+    if jax.process_index() == 0:
+        _tell_others(config, part, console)
     open_workdir(folder, {"stage": part.step.stage, **to_plain(part.config)})
     console.print(f"[bold]{name}[/bold] ({part.step.stage})")
     began = time.monotonic()
@@ -164,6 +166,17 @@ def _tell(name: str, placed: Placed, console: rich.console.Console) -> None:
         console.print(f"[yellow]{name}[/yellow]: {placed.back}, moved aside earlier, is back")
     if placed.copied is not None:
         console.print(f"[yellow]{name}[/yellow]: copied from {placed.copied}")
+
+
+def _tell_others(config: PipelineConfig, part: _Part, console: rich.console.Console) -> None:
+    """Says why a step that has to be run is not taken from the workdirs of `reuse`."""
+    for path in config.reuse:
+        folder = pathlib.Path(path) / part.step.name
+        there = read_key(folder)
+        if there is not None:
+            console.print(f"[yellow]{part.step.name}[/yellow]: not taken from {folder}:")
+            for line in changes(there, part.key) or ["begun, not done"]:
+                console.print(f"  {line}", markup=False)
 
 
 def _elsewhere(config: PipelineConfig) -> tuple[list[pathlib.Path], list[str]]:
