@@ -75,6 +75,7 @@ class RLConfig:
     def __post_init__(self) -> None:
         if self.preset not in GRPO_PRESETS:
             raise ValueError(f"preset: {self.preset!r} is not one of {sorted(GRPO_PRESETS)}")
+        self._check_counts()
         if self.prompts * self.group_size % self.minibatches:
             raise ValueError(
                 f"minibatches: {self.minibatches} does not divide "
@@ -107,6 +108,14 @@ class RLConfig:
                 f"grpo.overlong_cache: {self.grpo_config.overlong_cache} leaves no room below the shortest response "
                 f"limit, {shortest}"
             )
+
+    def _check_counts(self) -> None:
+        least = dict.fromkeys(("rollouts", "prompts", "minibatches", "inner_epochs", "row_length", "micro_rows"), 1)
+        least |= dict.fromkeys(("max_draws", "checkpoint_every", "keep"), 1)
+        least |= {"group_size": 2, "reference_every": 0, "log_samples": 0}  # of one answer every advantage is 0
+        for name, allowed in least.items():
+            if getattr(self, name) < allowed:
+                raise ValueError(f"{name}: {getattr(self, name)}; at least {allowed}")
 
     @property
     def grpo_config(self) -> GRPOConfig:
