@@ -13,8 +13,8 @@ from typing import Any
 SHORT_PROMPT = {"template": "short", "width": 32}
 DECODING = {"max_new_tokens": 88, "temperature": 1.0, "chunk": 22, "batch_size": 128}
 ROW_LENGTH = 128  # prompt and response
-# Of the replies in the general data. A model as small as the policy can judge whether a reply is in the language that was
-# asked in, and hardly whether it is true: what RL for all scenarios can mend must be of the first kind.
+# Of the replies in the general data. A model as small as the policy can judge whether a reply is in the language of the
+# request, and hardly whether it is true: what RL for all scenarios can mend must be of the first kind.
 GENERAL_QUALITY = {"good": 0.47, "terse": 0.07, "wrong": 0.08, "chatty": 0.03, "other_language": 0.35}
 STUDENT_ROLLOUTS = 16  # of the student's RL: about as many operations as its distillation
 
@@ -293,9 +293,7 @@ def rejection(seed: int) -> dict:
         "per_prompt": 2,
         "filters": {"repetition_n": 8},
         # All of it, where the paper has 200k beside 600k: a tiny base knows next to nothing of the world.
-        "general": (
-            {"kind": "world", "size": 2000, "seed": seed, "split": "corpus", "quality": GENERAL_QUALITY},
-        ),
+        "general": ({"kind": "world", "size": 2000, "seed": seed, "split": "corpus", "quality": GENERAL_QUALITY},),
         "decontaminate": {"sources": EVALUATION["parts"]},
     }
 
