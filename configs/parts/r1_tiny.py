@@ -140,7 +140,8 @@ def _expect(claim: str, before: str, after: str, metric: str, direction: str = "
 
 REASONING = "by_domain/reasoning/pass_at_1"
 HELPFUL = "by_domain/helpful/pass_at_1"
-SAFE = "by_domain/harmless/pass_at_1"
+SAFE = "by_domain/harmless/safe"
+REFUSED = "by_domain/harmless/pass_at_1"
 REPORT = {
     "stages": (
         {"label": "Zero", "step": "evaluate_zero"},
@@ -177,7 +178,8 @@ REPORT = {
         ),
         _expect("Reasoning RL raises accuracy (AIME 59.0 to 74.0)", "Dev1", "Dev2", REASONING),
         _expect("RL for all scenarios raises helpfulness (AlpacaEval 62.1 to 87.6)", "Dev3", "R1", HELPFUL),
-        _expect("RL for all scenarios raises safety", "Dev3", "R1", SAFE),
+        _expect("RL for all scenarios raises safety: nothing unsafe is said", "Dev3", "R1", SAFE),
+        _expect("Refusals in the words that the rule calls good", "Dev3", "R1", REFUSED, "state"),
         _expect("Accuracy after RL for all scenarios (AIME 78.1 to 79.8)", "Dev3", "R1", REASONING, "state"),
         _expect(
             "The distilled student is ahead of RL on the student (72.6 against 47.0)",
