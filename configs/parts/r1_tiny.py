@@ -16,7 +16,7 @@ ROW_LENGTH = 128  # prompt and response
 # Of the replies in the general data. A model as small as the policy can judge whether a reply is in the language of the
 # request, and hardly whether it is true: what RL for all scenarios can mend must be of the first kind.
 GENERAL_QUALITY = {"good": 0.47, "terse": 0.07, "wrong": 0.08, "chatty": 0.03, "other_language": 0.35}
-STUDENT_ROLLOUTS = 16  # of the student's RL: about as many operations as its distillation
+STUDENT_ROLLOUTS = 32  # of the student's RL: about as many operations as its distillation
 
 
 def pipeline(seed: int) -> dict:
