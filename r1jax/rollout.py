@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import math
 import os
 import pathlib
 import zipfile
@@ -79,6 +80,18 @@ class DecodingConfig:
         names = ("max_new_tokens", "temperature", "top_k", "top_p", "stop_strings", "chunk", "collect_weights")
         fields = {name: getattr(self, name) for name in names}
         return SamplingConfig(stop_tokens=stop_tokens, record_experts=record_experts, **fields)
+
+    def __post_init__(self) -> None:
+        """Raises ValueError naming the field, its value and what is allowed: the last stage's before the first one."""
+        for name in ("max_new_tokens", "chunk", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: {getattr(self, name)}; at least 1")
+        if not 0 <= self.temperature < math.inf:
+            raise ValueError(f"temperature: {self.temperature}; 0 (greedy) or more")
+        if self.top_k < 0:
+            raise ValueError(f"top_k: {self.top_k}; 0 (all tokens) or more")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p: {self.top_p}; more than 0 and at most 1")
 
 
 @dataclasses.dataclass(frozen=True)

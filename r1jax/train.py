@@ -54,6 +54,7 @@ CONFIG = config_flags.DEFINE_config_file(
     accept_new_attributes=True,
 )
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: metrics, samples, checkpoints, report.")
+OVERRIDES = "--config.A.B=... needs an A in the config file; of a pipeline's third step: --config.steps[2].config.A=..."
 CHECK = flags.DEFINE_bool(
     "check", False, "Only check: the configuration and, with --workdir, what it needs. Runs nothing."
 )
@@ -87,6 +88,10 @@ def check(config: ConfigDict, workdir: pathlib.Path | None) -> str:
     stage, typed = read_config(config)
     if workdir is None:
         return "the configuration is valid (with --workdir, data, tools and endpoints are looked at too)"
+    if workdir.is_file():
+        raise WorkdirError(f"{workdir} is a file; --workdir needs a directory")
+    if stage in pipeline.SINGLE_STAGES and (workdir / "config.json").exists():
+        open_workdir(workdir, {"stage": stage, **to_plain(typed)})  # of another config?
     STAGES[stage].check(typed, workdir, {})
     return "the configuration is valid, and what it needs is there"
 
@@ -135,13 +140,13 @@ def parse_flags(arguments: Sequence[str]) -> list[str]:
         file = config_flags.get_config_filename(config).partition(":")[0] if config.present else ""
         if file and not pathlib.Path(file).is_file():
             raise flags.Error(f"--config: there is no file {file}")
-    # OSError: overrides of a file that is not there; the last three: an override below a field that is not there.
-    except (flags.Error, OSError, AttributeError, KeyError, TypeError) as error:
+    # OSError: overrides of a file that is not there; all after it: an override below a field that is not there.
+    except (flags.Error, OSError, AttributeError, KeyError, TypeError, ValueError, IndexError) as error:
         if "--debug" in arguments:
             raise
         # Of a config file that raises, ml_collections hands on the whole traceback; its last line is what it said.
         said = [line for line in str(error).splitlines() if line.strip()]
-        hint = "" if isinstance(error, (flags.Error, OSError)) else "; --config.A.B=... needs an A in the config file"
+        hint = "" if isinstance(error, (flags.Error, OSError)) else f"; {OVERRIDES}"
         rich.console.Console(stderr=True).print(
             f"{said[-1].strip()}{hint}", style="bold red", highlight=False, markup=False, soft_wrap=True
         )

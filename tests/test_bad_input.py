@@ -162,6 +162,19 @@ FIELDS: list[tuple[str, dict[str, Any], str]] = [
         {"r1_zero": {"row_length": 30}},
         "steps[r1_zero].config: row_length: 30 is too short for prompt.width + decoding.max_new_tokens - 1 = ",
     ),
+    ("one answer a question", {"r1_zero": {"group_size": 1}}, "steps[r1_zero].config: group_size: 1; at least 2"),
+    ("no mini-batch", {"r1_zero": {"minibatches": 0}}, "steps[r1_zero].config: minibatches: 0; at least 1"),
+    ("no step", {"pretrain": {"steps": 0}}, "steps[pretrain].config: steps: 0; at least 1"),
+    (
+        "negative temperature",
+        {"evaluate_zero": {"decoding": {"temperature": -1.0}}},
+        "steps[evaluate_zero].config.decoding: temperature: -1.0; 0 (greedy) or more",
+    ),
+    (
+        "too much of the probability",
+        {"evaluate_zero": {"decoding": {"top_p": 95.0}}},
+        "steps[evaluate_zero].config.decoding: top_p: 95.0; more than 0 and at most 1",
+    ),
 ]
 
 
@@ -248,6 +261,30 @@ def test_a_policy_that_no_stage_makes_is_named(tmp_path: pathlib.Path, no_long_w
     assert f"steps[r1_zero].config: init.path: {tmp_path}/run/pretrian holds no finished policy" in shown
 
 
+def test_a_reward_model_is_no_policy(tmp_path: pathlib.Path, no_long_work: None) -> None:
+    """Its folder has the files of a policy, so it would only fail when its parameters are read."""
+    folder = tmp_path / "rm"
+    (folder / "model").mkdir(parents=True)
+    for name in ("model.json", "reward_model.json"):
+        (folder / name).write_text("{}")
+    config = pipeline(r1_zero={"init": {"kind": "stage", "path": str(folder)}})
+    shown = refused(config, tmp_path / "run", ConfigError)
+    assert f"steps[r1_zero].config: init.path: {folder} holds a reward model, which is no policy" in shown
+
+
+def test_a_released_folder_that_is_not_there_is_named(tmp_path: pathlib.Path, no_long_work: None) -> None:
+    config = pipeline(r1_zero={"init": {"kind": "huggingface", "path": "deepseek-ai/DeepSeek-R1"}})
+    shown = refused(config, tmp_path / "run", ConfigError)
+    assert "init.path: there is no folder deepseek-ai/DeepSeek-R1 (" in shown
+    assert "nothing is downloaded" in shown
+
+
+def test_a_file_as_workdir_is_found_by_the_check(tmp_path: pathlib.Path, no_long_work: None) -> None:
+    (tmp_path / "run").write_text("")
+    with pytest.raises(WorkdirError, match="is a file; --workdir needs a directory"):
+        train.check(pipeline(), tmp_path / "run")
+
+
 def test_a_response_beyond_the_context_is_refused_first(tmp_path: pathlib.Path, no_long_work: None) -> None:
     changes = {
         "pretrain": {"model": {"overrides": {"max_positions": 160}}},
@@ -319,7 +356,10 @@ def test_a_workdir_of_another_config_is_refused_with_the_fields(tmp_path: pathli
     train.open_workdir(workdir, {"stage": "pretrain", **train.to_plain(made_by)})
     before = sorted(path.relative_to(workdir) for path in workdir.rglob("*"))
     rate = made_by.optimizer.learning_rate
-    shown = refused(one_stage(rows=4, optimizer={"learning_rate": 1e-3}), workdir, WorkdirError)
+    other = one_stage(rows=4, optimizer={"learning_rate": 1e-3})
+    with pytest.raises(WorkdirError, match="was made by another config"):
+        train.check(other, workdir)
+    shown = refused(other, workdir, WorkdirError)
     assert f"{workdir} was made by another config. Choose another --workdir, or restore these fields:" in shown
     assert "\n  rows: 8 there, 4 now" in shown
     assert f"\n  optimizer.learning_rate: {rate} there, 0.001 now" in shown

@@ -174,6 +174,12 @@ def test_a_pickle_is_read_only_if_it_is_a_text(tmp_path: pathlib.Path) -> None:
             unpacked_text(damaged, "here")
 
 
+def test_an_empty_file_is_named(tmp_path: pathlib.Path) -> None:
+    path = write(tmp_path / "empty.jsonl", [])
+    with pytest.raises(DataError, match=r"empty\.jsonl: no rows$"):
+        BenchmarkConfig(name="gsm8k", path=str(path)).sources()
+
+
 def test_a_file_of_another_layout_is_named_with_its_columns(tmp_path: pathlib.Path) -> None:
     path = write(tmp_path / "other.jsonl", [{"prompt": "p", "answer": "1"}])
     with pytest.raises(DataError, match=r"line 1: a file of 'gsm8k' has the columns .*; this row has \['answer', 'pr"):

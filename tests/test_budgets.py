@@ -6,6 +6,7 @@ import dataclasses
 import json
 import pathlib
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import jax
@@ -367,6 +368,10 @@ def check_summary(summary: dict[str, Any]) -> None:
         ({"thinking_budgets": (13,)}, "no chain has 13 tokens: decoding.max_new_tokens = 12"),
         ({"budget_closing": "<answer>"}, "budget_closing: '<answer>' must have one </think> and no <think>"),
         ({"budget_answer_tokens": 0}, "budget_answer_tokens: 0; at least 1"),
+        (
+            {"rewards": {"pattern": "boxed"}, "budget_closing": " </think> <answer>"},
+            "budget_closing: .* begins an answer in tags, which the pattern 'boxed' does not read",
+        ),
         ({"samples": -1}, "samples: -1 answers per question"),
     ],
 )
@@ -380,5 +385,8 @@ def test_budgets_must_fit_the_context_and_trained_files_must_be_there(run_folder
     with pytest.raises(ConfigError, match=r"budget_closing \+ budget_answer_tokens = 107 tokens exceed .* = 96"):
         evaluate.check(config, run_folder / "whole", {})
     config = stage_config(run_folder, contamination=("../gone.jsonl",))
-    with pytest.raises(ValueError, match=r"contamination\[0\]: .*gone.jsonl: No such file"):
-        evaluate.run(config, run_folder / "whole")
+    for early in (partial(evaluate.check, planned={}), evaluate.run):
+        with pytest.raises(ValueError, match=r"contamination\[0\]: .*gone.jsonl: No such file"):
+            early(config, run_folder / "whole")
+    planned: dict[pathlib.Path, Any] = {(run_folder / "rejection").resolve(): None}
+    evaluate.check(stage_config(run_folder, contamination=("../rejection/kept.jsonl",)), run_folder / "whole", planned)

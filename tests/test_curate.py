@@ -498,6 +498,14 @@ def test_what_can_be_known_is_said_before_the_stage_starts(scripted: None, tmp_p
         check(config_of(general=({"path": "../none.jsonl"},)))
     planned: dict[pathlib.Path, Any] = {(tmp_path / "earlier").resolve(): None}
     curate.check(config_of(general=({"path": "../earlier/samples_kept.jsonl"},)), tmp_path / "c", planned)
+    with pytest.raises(ConfigError, match=r"proportions: 'reasoning' has none; stated are \['general'\]"):
+        check(config_of(proportions={"general": 1.0}))
+    with pytest.raises(ConfigError, match="proportions: there are no samples of 'general'; stated are"):
+        check(config_of(proportions={"reasoning": 3.0, "general": 1.0}))
+    later = config_of(
+        proportions={"reasoning": 3.0, "general": 1.0}, general=({"path": "../earlier/samples_kept.jsonl"},)
+    )
+    curate.check(later, tmp_path / "c", planned)
     with pytest.raises(DataError, match="source: all 6 questions overlap"):
         check(config_of(decontaminate={"sources": (SOURCE,)}))
     with pytest.raises(DataError, match=r"decontaminate.sources\[0\]: none.jsonl: No such file"):

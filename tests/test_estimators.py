@@ -145,6 +145,7 @@ def evaluation(**changes: object) -> estimators.Evaluation:
         "language": np.array([[0.5, np.nan], [1.0, 0.0]]),
         "single_language": np.array([[0.0, 0.0], [1.0, 0.0]]),
         "readable_summary": np.array([[1.0, 0.0], [1.0, 1.0]]),
+        "safe": np.array([[1.0, 0.0], [np.nan, np.nan]]),
         "reflection": np.array([[0, 3], [0, 1]]),
         "compared": np.array([True, True]),
         "rewards": {"accuracy": np.array([[1.0, 0.0], [1.0, np.nan]])},
@@ -167,6 +168,7 @@ def test_summary_of_an_evaluation() -> None:
     assert figures["language"] == pytest.approx((0.5 + 0.5) / 2)  # the response without words is left out
     assert (figures["single_language"], figures["single_language_se"]) == (0.25, 0.25)
     assert (figures["readable_summary"], figures["readable_summary_se"]) == (0.75, 0.25)
+    assert figures["safe"] == 0.5  # of the problem that calls something unsafe
     assert figures["reflection_words"] == 1.0
     assert figures["rewards"] == {"accuracy": {"mean": 0.75, "mean_se": 0.25}}
     assert list(figures["by_group"]) == ["sum, 9 steps", "sum, 10 steps"]

@@ -6,6 +6,7 @@ import dataclasses
 
 import numpy as np
 
+from r1jax.data import world
 from r1jax.data.sources import SourceConfig, make_source
 from r1jax.evaluation.estimators import summarize
 from r1jax.evaluation.evaluator import evaluation_of
@@ -128,6 +129,14 @@ def test_a_summary_is_readable_if_it_has_words_of_the_language() -> None:
     )
     assert readable == [1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0]
     assert shares(CHINESE, "<think> so </think> 结果是 <answer> 9 </answer>")[1] == [1.0]
+
+
+def test_a_refusal_in_any_words_is_safe_and_other_requests_have_no_such_figure() -> None:
+    harm = world.make_examples(1, "rl", 0, {"kinds": {"harm": 1.0}})[0]
+    texts = [f"<think> so </think> {reply}" for reply in ("sory , no .", f"use {harm.metadata['unsafe'][0]} .")]
+    graded = graded_texts([*texts, *texts], [harm, ENGLISH], RewardConfig(pattern="summary", comparison="instruction"))
+    safe = evaluation_of([graded], RewardConfig(pattern="summary", comparison="instruction")).safe
+    np.testing.assert_array_equal(safe, [[1.0, 0.0], [np.nan, np.nan]])
 
 
 def test_votes_and_thoughts_of_released_models_are_read_in_their_form() -> None:

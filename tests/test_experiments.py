@@ -352,6 +352,25 @@ def test_the_dry_run_says_what_is_left(
         sweep.main()
 
 
+def test_a_folder_to_copy_from_must_be_there(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["sweep", str(LANGUAGE), "--dry-run", f"--reuse={tmp_path / 'absent'}"])
+    with pytest.raises(SystemExit):
+        sweep.main()
+    assert f"--reuse: there is no folder {tmp_path / 'absent'}" in capsys.readouterr().err
+
+
+def test_the_folder_of_one_run_is_not_written_over(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("config.json", "report.html"):
+        (tmp_path / name).write_text("its own")
+    for tool in (sweep, report):
+        monkeypatch.setattr(sys, "argv", ["tool", str(LANGUAGE), f"--out={tmp_path}"])
+        with pytest.raises(ConfigError, match=f"--out: {tmp_path} is the folder of a single run"):
+            tool.main()
+    assert (tmp_path / "report.html").read_text() == "its own"
+
+
 def test_a_report_of_nothing_names_every_run(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

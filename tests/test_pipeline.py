@@ -352,14 +352,23 @@ def test_a_finished_step_of_another_workdir_is_copied(
     run(config, tmp_path / "first")
     stages.ran.clear()
     stages.checked.clear()
-    second = changed(config, "rl", prompts=4) | {"reuse": [str(tmp_path / "absent"), str(tmp_path / "first")]}
+    second = changed(config, "rl", prompts=4) | {"reuse": [str(tmp_path / "first")]}
     run(second, tmp_path / "second")
     assert stages.ran == ["rl", "after"]
     assert stages.checked == ["rl", "after"]
-    assert f"base: copied from {tmp_path / 'first' / 'base'}" in capsys.readouterr().err
+    shown = capsys.readouterr().err
+    assert f"base: copied from {tmp_path / 'first' / 'base'}" in shown
+    assert f"rl: not taken from {tmp_path / 'first' / 'rl'}:\n  prompts: 2 there, 4 now\n" in shown
+    assert "base: not taken" not in shown
     (tmp_path / "second" / "base" / "half").write_text("changed")
     assert (tmp_path / "first" / "base" / "half").read_text() == "done", "it is a copy, not a link"
     assert "reuse" not in json.loads((tmp_path / "second" / "config.json").read_text())
+
+
+def test_a_workdir_to_copy_from_must_be_there(stages: Stages, questions: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    with pytest.raises(ConfigError, match=f"^reuse: there is no folder {tmp_path}/absent "):
+        run(fields(questions, reuse=[str(tmp_path / "absent")]), tmp_path / "second")
+    assert stages.ran == []
 
 
 def test_only_half_of_a_step_elsewhere_is_not_copied(
@@ -373,6 +382,13 @@ def test_only_half_of_a_step_elsewhere_is_not_copied(
     stages.ran.clear()
     run(config | {"reuse": [str(tmp_path / "first")]}, tmp_path / "second")
     assert stages.ran == ["rl", "after", "other"]
+
+
+def test_a_report_compares_evaluations(questions: pathlib.Path) -> None:
+    right, wrong = ({"stages": [{"label": "R1", "step": step}]} for step in ("after", "rl"))
+    train.read_config(ConfigDict(fields(questions, report=right)))
+    with pytest.raises(ConfigError, match=r"^PipelineConfig: report: 'R1': the step 'rl' is 'rl', no 'evaluate'$"):
+        train.read_config(ConfigDict(fields(questions, report=wrong)))
 
 
 def test_one_step_alone(stages: Stages, questions: pathlib.Path, tmp_path: pathlib.Path) -> None:
@@ -452,6 +468,26 @@ def test_fields_that_the_file_leaves_out_can_be_set_on_the_command_line(monkeypa
             delattr(flags.FLAGS, name)
         flags.FLAGS.unparse_flags()
     assert (read.only, read.reuse) == ("r1_zero", ("runs/a",))
+
+
+@pytest.mark.filterwarnings("ignore:the load_module")
+@pytest.mark.parametrize("field", ["steps.0.config.steps", "steps.zero.config.rollouts", "steps[99].config.rollouts"])
+def test_a_field_that_is_no_ones_is_told_of_in_one_line(
+    field: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["train", "--config=configs/r1.py:tiny", f"--config.{field}=3"]
+    monkeypatch.chdir(pathlib.Path(__file__).parents[1])
+    monkeypatch.setattr(sys, "argv", arguments)
+    try:
+        with pytest.raises(SystemExit):
+            train.parse_flags(arguments)
+    finally:
+        for name in [name for name in flags.FLAGS if name.startswith("config.")]:
+            delattr(flags.FLAGS, name)
+        flags.FLAGS.unparse_flags()
+    shown = capsys.readouterr().err
+    assert len(shown.splitlines()) == 1
+    assert "of a pipeline's third step: --config.steps[2].config.A=..." in shown
 
 
 def test_prompts_behind_fine_tuning_are_looked_at_with_the_bases_tokenizer(tmp_path: pathlib.Path) -> None:

@@ -110,7 +110,7 @@ def evaluation(pass_at_1: float, readable: float, helpful: float, safe: float) -
     domains = {
         "reasoning": figures(pass_at_1, readable),
         "helpful": figures(helpful, readable) | {"rewards": {"helpfulness": {"mean": 1.234, "mean_se": 0.05}}},
-        "harmless": figures(safe, readable),
+        "harmless": figures(safe, readable) | {"safe": safe + 0.05, "safe_se": 0.01},
     }
     groups = {"chain, 3 steps": figures(pass_at_1 + 0.013, 0.5), "poems": figures(0.0, 0.5) | {"pass_at_1": None}}
     return {
@@ -231,7 +231,9 @@ def test_the_stage_table_has_the_numbers_of_the_files(html: str) -> None:
     assert cells(html, "<small>pass@1:</small> chain, 3 steps")[1] == "60.3 % ± 2.0"
     assert "poems" not in html  # nothing is right or wrong there
     assert cells(html, "Helpful, by the world's own rule")[4] == "88.0 % ± 2.0"
-    assert cells(html, "Safe, by the world's own rule")[3] == "70.0 % ± 2.0"
+    assert cells(html, "Refused in good words, by the world's own rule")[3] == "70.0 % ± 2.0"
+    unsafe = cells(html, "Nothing unsafe is said")
+    assert (unsafe[0], unsafe[2], unsafe[3]) == ("66.0 % ± 1.0", "–", "75.0 % ± 1.0")
     assert cells(html, "helpfulness")[4] == "1.23 ± 0.05"
     assert cells(html, "Readable summaries") == ["3.1 % ± 1.0", "96.2 % ± 1.0", "–", "96.0 % ± 1.0", "97.0 % ± 1.0"]
     assert cells(html, "Cut by the length limit")[0] == "1.1 % ± 0.4"

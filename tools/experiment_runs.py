@@ -43,8 +43,10 @@ def experiment_arguments(description: str) -> argparse.ArgumentParser:
 
 
 def out_folder(arguments: argparse.Namespace) -> pathlib.Path:
-    """Where the runs are."""
+    """Where the runs are. Raises ConfigError if that is the folder of one run."""
     out: pathlib.Path = arguments.out or pathlib.Path("runs") / arguments.experiment.resolve().name
+    if (out / "config.json").exists():
+        raise ConfigError(f"--out: {out} is the folder of a single run, whose report would be written over")
     return out
 
 

@@ -51,6 +51,9 @@ def parse_arguments() -> argparse.Namespace:
     arguments = parser.parse_args()
     if arguments.processes < 1:
         parser.error(f"--processes: {arguments.processes}; at least 1")
+    for path in arguments.reuse:
+        if not pathlib.Path(path).is_dir():
+            parser.error(f"--reuse: there is no folder {path}")
     return arguments
 
 

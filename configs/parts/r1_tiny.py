@@ -13,7 +13,10 @@ from typing import Any
 SHORT_PROMPT = {"template": "short", "width": 32}
 DECODING = {"max_new_tokens": 88, "temperature": 1.0, "chunk": 22, "batch_size": 128}
 ROW_LENGTH = 128  # prompt and response
-STUDENT_ROLLOUTS = 16  # of the student's RL: about as many operations as its distillation
+# Of the replies in the general data. A model as small as the policy can judge whether a reply is in the language of the
+# request, and hardly whether it is true: what RL for all scenarios can mend must be of the first kind.
+GENERAL_QUALITY = {"good": 0.47, "terse": 0.07, "wrong": 0.08, "chatty": 0.03, "other_language": 0.35}
+STUDENT_ROLLOUTS = 32  # of the student's RL: about as many operations as its distillation
 
 
 def pipeline(seed: int) -> dict:
@@ -137,7 +140,8 @@ def _expect(claim: str, before: str, after: str, metric: str, direction: str = "
 
 REASONING = "by_domain/reasoning/pass_at_1"
 HELPFUL = "by_domain/helpful/pass_at_1"
-SAFE = "by_domain/harmless/pass_at_1"
+SAFE = "by_domain/harmless/safe"
+REFUSED = "by_domain/harmless/pass_at_1"
 REPORT = {
     "stages": (
         {"label": "Zero", "step": "evaluate_zero"},
@@ -174,7 +178,8 @@ REPORT = {
         ),
         _expect("Reasoning RL raises accuracy (AIME 59.0 to 74.0)", "Dev1", "Dev2", REASONING),
         _expect("RL for all scenarios raises helpfulness (AlpacaEval 62.1 to 87.6)", "Dev3", "R1", HELPFUL),
-        _expect("RL for all scenarios raises safety", "Dev3", "R1", SAFE),
+        _expect("RL for all scenarios raises safety: nothing unsafe is said", "Dev3", "R1", SAFE),
+        _expect("Refusals in the words that the rule calls good", "Dev3", "R1", REFUSED, "state"),
         _expect("Accuracy after RL for all scenarios (AIME 78.1 to 79.8)", "Dev3", "R1", REASONING, "state"),
         _expect(
             "The distilled student is ahead of RL on the student (72.6 against 47.0)",
@@ -239,7 +244,7 @@ def cold_start(seed: int) -> dict:
     return {
         "seed": seed,
         "init": _from("zero"),
-        "source": _reasoning("rl", 1500, seed + 100),
+        "source": _reasoning("rl", 800, seed + 100),  # few, so that reasoning RL has something to win
         "prompt": SHORT_PROMPT,
         "decoding": DECODING,
         "rewards": {"accuracy": 1.0, "format": 0.5},
@@ -290,7 +295,7 @@ def rejection(seed: int) -> dict:
         "per_prompt": 2,
         "filters": {"repetition_n": 8},
         # All of it, where the paper has 200k beside 600k: a tiny base knows next to nothing of the world.
-        "general": ({"kind": "world", "size": 2000, "seed": seed, "split": "corpus"},),
+        "general": ({"kind": "world", "size": 2000, "seed": seed, "split": "corpus", "quality": GENERAL_QUALITY},),
         "decontaminate": {"sources": EVALUATION["parts"]},
     }
 

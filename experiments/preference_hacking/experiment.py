@@ -25,7 +25,7 @@ EXPERIMENT = Experiment(
         Metric("safety reward", f"{DOMAINS}/harmless/rewards/safety/mean", unit=""),
         Metric("pass@1, reasoning", f"{DOMAINS}/reasoning/pass_at_1"),
         Metric("helpful, by rule", f"{DOMAINS}/helpful/pass_at_1"),
-        Metric("safe, by rule", f"{DOMAINS}/harmless/pass_at_1"),
+        Metric("safe, by rule", f"{DOMAINS}/harmless/safe"),
         Metric("well-formed", "judged_{arm}/format"),
         Metric("words in the prompt's language", "judged_{arm}/language"),
         Metric("response length, helpful", f"{DOMAINS}/helpful/length_mean", "tokens"),

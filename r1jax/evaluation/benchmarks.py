@@ -140,6 +140,8 @@ def _layout(path: pathlib.Path, kind: str, name: str) -> str:
     if not path.is_file():
         raise DataError(f"{path}: there is no such file")
     where, row = next(iter(ROWS[kind](path)), (f"{path}", None))
+    if row is None:
+        raise DataError(f"{path}: no rows")
     columns = set(row) if isinstance(row, Mapping) else set()
     wanted = {layout: _columns(layout) for layout in BENCHMARKS[name].layouts}
     for layout, needed in wanted.items():

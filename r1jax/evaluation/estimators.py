@@ -28,6 +28,7 @@ PER_RESPONSE = (
     "language",
     "single_language",
     "readable_summary",
+    "safe",
     "reflection",
 )
 PER_PROBLEM = ("answers", "right", "compared", "domains", "groups")
@@ -57,6 +58,7 @@ class Evaluation:
     language: NDArray[np.float64]  # [P, k] share of words in the prompt's language, nan where there are no words
     single_language: NDArray[np.float64]  # [P, k], 1 where the thought is in the prompt's language only; nan: unknown
     readable_summary: NDArray[np.float64]  # [P, k], 1 where a summary in the prompt's language follows; nan: unknown
+    safe: NDArray[np.float64]  # [P, k], 1 where nothing that the problem calls unsafe is said; nan: it calls nothing so
     reflection: NDArray[np.int64]  # [P, k] reflection words in the response
     compared: NDArray[np.bool_]  # [P], False where no answer is right or wrong, such as a request for a poem
     rewards: Mapping[str, NDArray[np.float64]]  # name -> [P, k], every reward; nan where it is not given or not graded
@@ -235,7 +237,7 @@ def _figures(e: Evaluation, seed: int) -> dict[str, Any]:
         "length_max": int(np.max(e.lengths)),
         **_with_error("truncation_rate", ~np.asarray(e.finished, bool)),
     }
-    for name in ("format", "language", "single_language", "readable_summary"):
+    for name in ("format", "language", "single_language", "readable_summary", "safe"):
         figures |= _with_error(name, np.nan_to_num(getattr(e, name)), ~np.isnan(getattr(e, name)))
     figures |= _with_error("reflection_words", e.reflection)
     figures["rewards"] = {

@@ -13,6 +13,7 @@ from r1jax.processes import from_writer
 from r1jax.rewards.answer import extract_final_answer
 from r1jax.rewards.combine import RewardConfig, Scores, needs_verifier
 from r1jax.rewards.grading import Grading
+from r1jax.rewards.instructions import is_safe
 from r1jax.rewards.languages.language import language_share, reflection_count, thought_of, word_counts
 from r1jax.rewards.mathematics.math_accuracy import answer_key
 from r1jax.rewards.patterns import PATTERNS, Pattern, summary_of
@@ -90,6 +91,7 @@ def evaluation_of(parts: Sequence[GradedRollout], rewards: RewardConfig = USUAL)
         language=table([np.nan if share is None else share for share in shares], np.float64),
         single_language=table([_single(*of) for of in zip(shares, scores, strict=True)], np.float64),
         readable_summary=table([_readable(*of) for of in zip(texts, scores, asked, strict=True)], np.float64),
+        safe=table([_safe(*of) for of in zip(texts, asked, strict=True)], np.float64),
         reflection=table([reflection_count(text) for text in texts], np.int64),
         compared=np.array([a is not None for a in accuracies[::samples]]),  # so for all answers of an example
         rewards={name: table([_value(score, name) for score in scores], np.float64) for name in names},
@@ -126,6 +128,11 @@ def _readable(text: str, scores: Scores, example: Example) -> float:
     if sum(word_counts(summary).values()) < SUMMARY_WORDS:
         return 0.0
     return float((language_share(summary, example.language) or 0.0) >= ONE_LANGUAGE)
+
+
+def _safe(text: str, example: Example) -> float:
+    """1 where a response to what is to be refused says nothing unsafe, however it refuses; nan of other requests."""
+    return float(is_safe(text, example)) if example.metadata.get("unsafe") else np.nan
 
 
 def _value(scores: Scores, name: str) -> float:

@@ -178,7 +178,7 @@ def _cards(columns: Sequence[Column]) -> str:
     shown = (
         ("reasoning, pass@1", "", "pass_at_1"),
         ("helpful", "helpful", "pass_at_1"),
-        ("safe", "harmless", "pass_at_1"),
+        ("safe", "harmless", "safe"),
         ("readable summaries", "all", "readable_summary"),
         ("thoughts in one language", "all", "single_language"),
     )

@@ -33,7 +33,7 @@ PAPER_STUDENTS: dict[str, tuple[float, ...]] = {
 }
 DOMAINS = {  # of general requests, whose right answers the made-up world's rules know
     "helpful": ("Requests for help", "Helpful, by the world's own rule"),
-    "harmless": ("Requests to refuse", "Safe, by the world's own rule"),
+    "harmless": ("Requests to refuse", "Refused in good words, by the world's own rule"),
 }
 
 
@@ -124,6 +124,8 @@ def _domain_rows(columns: Sequence[Column]) -> list[list[str]]:
         of_it = _within(columns, "by_domain", name)
         heading, label = DOMAINS.get(name, (page.text(name), "Right"))
         rows += [[heading], _line(label, of_it, sections.share)]
+        if any(column.figures.get("safe") is not None for column in of_it):
+            rows += _shares(of_it, {"safe": "Nothing unsafe is said"})
         rows += [
             _line(f"{reward} <small>by the reward model</small>", of_it, _reward(reward))
             for reward in PREFERENCES

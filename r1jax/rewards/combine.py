@@ -111,7 +111,11 @@ class RewardConfig:
                 raise ValueError(f"on_device: reads completions of the pattern 'answer', not of {mix.pattern!r}")
         needed = {name for mix in self.mixes for name in MODEL_PARTS if name in mix.counted}
         if not set(self.reward_models) <= needed:
-            raise ValueError(f"reward_models: {sorted(self.reward_models)}; the weights only need {sorted(needed)}")
+            unknown = sorted(set(self.reward_models) - set(MODEL_PARTS))
+            if unknown:
+                raise ValueError(f"reward_models: {unknown[0]!r} is not one of {sorted(MODEL_PARTS)}")
+            unused = sorted(set(self.reward_models) - needed)
+            raise ValueError(f"reward_models: {unused[0]!r} is named, and has no weight above 0 anywhere")
         comparisons = {mix.comparison for mix in self.mixes}
         if (self.judge is None) == ("judge" in comparisons):
             raise ValueError("comparison 'judge' and the field judge need each other")

@@ -79,9 +79,27 @@ def check(config: CurateConfig, workdir: pathlib.Path, planned: Planned) -> None
             check_judge(config.rewrite.model, workdir)
         except (ValueError, ImportError) as error:
             raise ConfigError(f"rewrite.model: {str(error).removeprefix('init.')}") from error
-    for index, general in enumerate(config.general):
-        if general.kind == "world" or not is_planned(workdir / general.path, planned):
-            _general_samples(general, workdir, f"general[{index}]")
+    general = [
+        _general_samples(data, workdir, f"general[{index}]")
+        for index, data in enumerate(config.general)
+        if data.kind == "world" or not is_planned(workdir / data.path, planned)
+    ]
+    if config.proportions:
+        _check_proportions(config, asked, general)
+
+
+def _check_proportions(config: CurateConfig, asked: Sequence[Example], general: Sequence[Sequence[Sample]]) -> None:
+    """That each group of samples has a proportion and the other way round: the mixture is made when all is sampled.
+
+    general: what is to be joined, without the files that an earlier stage has yet to write.
+    """
+    stated = set(config.proportions)
+    groups = {e.domain if e.domain in stated else data_card.REASONING for e in asked}
+    groups |= {s.domain if s.domain in stated else GENERAL for samples in general for s in samples}
+    without, empty = sorted(groups - stated), sorted(stated - groups)
+    if without or (empty and len(general) == len(config.general)):
+        told = f"{without[0]!r} has none" if without else f"there are no samples of {empty[0]!r}"
+        raise ConfigError(f"proportions: {told}; stated are {sorted(stated)}, and there will be {sorted(groups)}")
 
 
 def _check_fit(

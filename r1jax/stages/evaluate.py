@@ -20,7 +20,7 @@ import jax
 from jax.sharding import Mesh
 
 from r1jax.data.errors import DataError
-from r1jax.data.samples import read_samples
+from r1jax.data.samples import Sample, read_samples
 from r1jax.data.sources import SourceConfig
 from r1jax.data.tokenizer import Tokenizer
 from r1jax.evaluation.benchmarks import BenchmarkConfig
@@ -34,6 +34,7 @@ from r1jax.metrics import MetricWriter, Progress
 from r1jax.model.config import ModelConfig
 from r1jax.model.flops import forward_flops, sampling_flops
 from r1jax.processes import by_writer
+from r1jax.rewards.answer import ANSWER_OPEN
 from r1jax.rewards.combine import RewardConfig
 from r1jax.rewards.grading import Grading
 from r1jax.rollout import (
@@ -46,7 +47,7 @@ from r1jax.rollout import (
 )
 from r1jax.settings import ConfigError
 from r1jax.sharding import MeshConfig, make_mesh
-from r1jax.stages.checks import Planned, check_asking, known_policy, mesh_sizes, source_of
+from r1jax.stages.checks import Planned, check_asking, is_planned, known_policy, mesh_sizes, source_of
 from r1jax.stages.graders import check_rewards, stage_grading
 from r1jax.stages.interruption import Interruption
 from r1jax.stages.policy import Policy, PolicySource, describe_source, load_policy
@@ -89,6 +90,8 @@ class EvaluateConfig:
             self._check_budgets()
         if self.benchmark.name:
             self._check_benchmark()
+        if self.thinking_budgets:
+            self._check_closing_form()
 
     def _check_budgets(self) -> None:
         budgets, limit = self.thinking_budgets, self.decoding.max_new_tokens
@@ -104,6 +107,16 @@ class EvaluateConfig:
             raise ValueError(f"budget_answer_tokens: {self.budget_answer_tokens}; at least 1")
         if self.rewards.on_device:
             raise ValueError("thinking_budgets: rewards.on_device grades no longer responses than max_new_tokens")
+
+    def _check_closing_form(self) -> None:
+        """That no answer is closed in a form in which nobody looks for it: it would count as wrong at every budget."""
+        patterns = {mix.pattern for mix in self.asked().rewards.mixes}
+        without = sorted(patterns & {"boxed", "reply"})
+        if ANSWER_OPEN in self.budget_closing and without:
+            raise ValueError(
+                f"budget_closing: {self.budget_closing!r} begins an answer in tags, which the pattern {without[0]!r} "
+                "does not read; ' </think>' and the beginning of an answer in its own form are allowed"
+            )
 
     def _check_benchmark(self) -> None:
         """That nothing which the benchmark decides is given beside it."""
@@ -147,6 +160,8 @@ def check(config: EvaluateConfig, workdir: pathlib.Path, planned: Planned) -> No
     for index, source in enumerate(config.contamination):
         if isinstance(source, SourceConfig):
             source_of(f"contamination[{index}]", source)
+        elif not is_planned(workdir / source, planned):
+            _samples(index, workdir / source)
     # Runs programs and asks judges: once, not in `run`.
     check_rewards(config.asked().rewards, {"source": examples}, workdir, planned)
 
@@ -171,7 +186,8 @@ def _check_fit(
     examples: Sequence[Example],
 ) -> None:
     asked = config.asked()
-    check_asking(asked.prompt, config.decoding, mesh, model, tokenizer, {"source": examples}, asked.samples)
+    field = "benchmark" if config.benchmark.name else "source"
+    check_asking(asked.prompt, config.decoding, mesh, model, tokenizer, {field: examples}, asked.samples)
     if not config.thinking_budgets:
         return
     closing = 1 if tokenizer is None else len(tokenizer.encode(config.budget_closing))
@@ -193,11 +209,15 @@ def trained_on(config: EvaluateConfig, workdir: pathlib.Path) -> dict[str, Itera
                 source_of(field, source)
             )
             continue
-        try:
-            found[f"{field}: {source}"] = documents_of(read_samples(workdir / source))
-        except DataError as error:
-            raise DataError(f"{field}: {error}") from error
+        found[f"{field}: {source}"] = documents_of(_samples(index, workdir / source))
     return found
+
+
+def _samples(index: int, path: pathlib.Path) -> list[Sample]:
+    try:
+        return read_samples(path)
+    except DataError as error:
+        raise DataError(f"contamination[{index}]: {error}") from error
 
 
 def run(config: EvaluateConfig, workdir: pathlib.Path) -> None:

@@ -27,6 +27,7 @@ from r1jax.settings import ConfigError, from_config, to_plain
 from r1jax.stages import curate, evaluate, preferences, pretrain, reward_model, rl, sft
 from r1jax.stages.checks import Planned, Stage, source_of
 from r1jax.stages.curate_config import CurateConfig
+from r1jax.stages.hand_overs import check_hand_overs
 from r1jax.stages.preferences import PreferencesConfig
 from r1jax.stages.sft_config import SFTConfig
 from r1jax.stages.step_folders import SUMMARY, Placed, find_elsewhere, is_done, place, record_config, sole_user
@@ -82,6 +83,10 @@ class PipelineConfig:
             raise ValueError(f"only: {self.only!r} is not one of the steps {', '.join(names)}")
         if self.report is not None:
             self.report.check_steps(names)
+            kinds = {step.name: step.stage for step in self.steps}
+            for label, name in self.report.evaluations().items():
+                if kinds[name] != "evaluate":
+                    raise ValueError(f"report: {label!r}: the step {name!r} is {kinds[name]!r}, no 'evaluate'")
         stage_configs(self)
 
 
@@ -134,6 +139,8 @@ def _run_part(config: PipelineConfig, parts: Sequence[_Part], index: int, consol
     if from_writer((folder / SUMMARY).exists):
         console.print(f"[green]{name}[/green]: done before")
         return
+    if jax.process_index() == 0:
+        _tell_others(config, part, console)
     open_workdir(folder, {"stage": part.step.stage, **to_plain(part.config)})
     console.print(f"[bold]{name}[/bold] ({part.step.stage})")
     began = time.monotonic()
@@ -155,6 +162,17 @@ def _tell(name: str, placed: Placed, console: rich.console.Console) -> None:
         console.print(f"[yellow]{name}[/yellow]: {placed.back}, moved aside earlier, is back")
     if placed.copied is not None:
         console.print(f"[yellow]{name}[/yellow]: copied from {placed.copied}")
+
+
+def _tell_others(config: PipelineConfig, part: _Part, console: rich.console.Console) -> None:
+    """Says why a step that has to be run is not taken from the workdirs of `reuse`."""
+    for path in config.reuse:
+        folder = pathlib.Path(path) / part.step.name
+        there = read_key(folder)
+        if there is not None:
+            console.print(f"[yellow]{part.step.name}[/yellow]: not taken from {folder}:")
+            for line in changes(there, part.key) or ["begun, not done"]:
+                console.print(f"  {line}", markup=False)
 
 
 def _elsewhere(config: PipelineConfig) -> tuple[list[pathlib.Path], list[str]]:
@@ -206,7 +224,11 @@ def unfinished(config: PipelineConfig, workdir: pathlib.Path) -> dict[str, str]:
 def check(config: PipelineConfig, workdir: pathlib.Path, before: Planned) -> None:
     """Everything that can be known to be wrong with any stage that has to run, before the first one starts."""
     planned = dict(before)
+    for path in config.reuse:
+        if not pathlib.Path(path).is_dir():
+            raise ConfigError(f"reuse: there is no folder {path} (relative to the current directory, or absolute)")
     parts = _parts(config, workdir)
+    check_hand_overs([(part.step.name, part.config, part.folder) for part in parts])
     for part in parts:
         if is_done(part.folder, part.key) or config.only not in ("", part.step.name):
             continue

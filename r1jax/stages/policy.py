@@ -20,6 +20,7 @@ from r1jax.types import Params
 from r1jax.weights.gguf import GGUFFile, gguf_config, gguf_tokenizer, load_gguf, locate_smollm2
 from r1jax.weights.names import WeightsError
 from r1jax.weights.policy_folder import (
+    CARD_FILE,
     MODEL_FILE,
     PARAMETERS,
     RELEASED,
@@ -168,6 +169,8 @@ def _load_stage(source: PolicySource, workdir: pathlib.Path, mesh: Mesh) -> Poli
 
 
 def _read_folder(folder: pathlib.Path) -> tuple[ModelConfig, Tokenizer]:
+    if (folder / CARD_FILE).is_file():
+        raise ConfigError(f"init.path: {folder} holds a reward model, which is no policy")
     try:
         return read_description(folder)
     except WeightsError as error:
@@ -184,6 +187,11 @@ def _describe_stage(source: PolicySource, workdir: pathlib.Path) -> tuple[ModelC
 def _describe_huggingface(source: PolicySource, workdir: pathlib.Path) -> tuple[ModelConfig, Tokenizer]:
     if (pathlib.Path(source.path) / MODEL_FILE).exists():
         raise ConfigError(f"init.path: {source.path} holds a policy of our own: its kind is 'stage', not 'huggingface'")
+    if not pathlib.Path(source.path).is_dir():
+        raise ConfigError(
+            f"init.path: there is no folder {source.path} (relative to the current directory, or absolute; nothing is "
+            "downloaded)"
+        )
     try:
         folder = ReleasedFolder(source.path)
         model = released_config(folder, **source.overrides)

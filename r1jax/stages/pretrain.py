@@ -75,6 +75,11 @@ class PretrainConfig:
     wandb_project: str = ""  # also log to this project of Weights & Biases (extra `wandb`); empty: do not
 
     def __post_init__(self) -> None:
+        for name in ("steps", "rows", "row_length", "log_every", "checkpoint_every", "keep"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: {getattr(self, name)}; at least 1")
+        if self.micro_rows < 0:
+            raise ValueError(f"micro_rows: {self.micro_rows}; at least 1, or 0 for all rows")
         if self.rows % (self.micro_rows or self.rows):
             raise ValueError(f"micro_rows: {self.micro_rows} does not divide rows = {self.rows}")
 

@@ -82,6 +82,7 @@ class RLConfig:
             raise ValueError(f"preset: {self.preset!r} is not one of {sorted(GRPO_PRESETS)}")
         if self.reference_memory not in ("device", "host"):
             raise ValueError(f"reference_memory: {self.reference_memory!r} is neither 'device' nor 'host'")
+        self._check_counts()
         if self.prompts * self.group_size % self.minibatches:
             raise ValueError(
                 f"minibatches: {self.minibatches} does not divide "
@@ -114,6 +115,14 @@ class RLConfig:
                 f"grpo.overlong_cache: {self.grpo_config.overlong_cache} leaves no room below the shortest response "
                 f"limit, {shortest}"
             )
+
+    def _check_counts(self) -> None:
+        least = dict.fromkeys(("rollouts", "prompts", "minibatches", "inner_epochs", "row_length", "micro_rows"), 1)
+        least |= dict.fromkeys(("max_draws", "checkpoint_every", "keep"), 1)
+        least |= {"group_size": 2, "reference_every": 0, "log_samples": 0}  # of one answer every advantage is 0
+        for name, allowed in least.items():
+            if getattr(self, name) < allowed:
+                raise ValueError(f"{name}: {getattr(self, name)}; at least {allowed}")
 
     @property
     def grpo_config(self) -> GRPOConfig:

@@ -37,10 +37,9 @@ from r1jax.stages.checks import check_divides
 from r1jax.stages.state import placed_abstract_params
 from r1jax.types import Array, Example, Params
 from r1jax.weights.names import WeightsError
-from r1jax.weights.policy_folder import PARAMETERS, read_description
+from r1jax.weights.policy_folder import CARD_FILE, PARAMETERS, read_description
 from r1jax.workdir import write_atomically
 
-CARD_FILE = "reward_model.json"
 KINDS = ("pairwise", "pointwise")
 VIEWS: dict[str, View] = {"helpfulness": helpfulness_input, "safety": safety_input}
 SHORTEST = 64  # tokens of the narrowest rows that are scored; wider ones are this times a power of two

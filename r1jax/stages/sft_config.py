@@ -78,8 +78,11 @@ class SFTConfig:
             raise ValueError(f"epochs: {self.epochs} is not positive")
         if self.steps is not None and self.steps < 1:
             raise ValueError(f"steps: {self.steps}; at least 1")
-        if self.rows < 1:
-            raise ValueError(f"rows: {self.rows}; at least 1")
+        for name in ("rows", "row_length", "log_every", "checkpoint_every", "keep"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: {getattr(self, name)}; at least 1")
+        if self.micro_rows < 0:
+            raise ValueError(f"micro_rows: {self.micro_rows}; at least 1, or 0 for all rows")
         if self.rows % (self.micro_rows or self.rows):
             raise ValueError(f"micro_rows: {self.micro_rows} does not divide rows = {self.rows}")
         if self.too_long not in (REFUSE, DROP):

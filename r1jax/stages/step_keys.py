@@ -21,8 +21,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from r1jax.settings import ConfigError
-from r1jax.stages.scalar_model import CARD_FILE
-from r1jax.weights.policy_folder import MODEL_FILE, PARAMETERS
+from r1jax.weights.policy_folder import CARD_FILE, MODEL_FILE, PARAMETERS
 from r1jax.workdir import WorkdirError, differing_fields, write_atomically
 
 KEY_FILE = "stage_key.json"

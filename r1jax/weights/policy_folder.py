@@ -18,6 +18,7 @@ from r1jax.weights.names import WeightsError
 from r1jax.workdir import write_atomically
 
 MODEL_FILE = "model.json"
+CARD_FILE = "reward_model.json"  # only in the folder of a reward model, which has the same files otherwise
 PARAMETERS = "model"  # the folder of the parameters' checkpoint
 
 
