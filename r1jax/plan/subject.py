@@ -68,8 +68,7 @@ def choose(fields: Mapping[str, Any], step: str, preset: str, changes: Sequence[
     plain = {key: value for key, value in own.items() if key != "stage"}
     for change in changes:
         plain = _changed(plain, change)
-    typed: Any = from_config(SINGLE_STAGES[stage].config, plain)
-    assert isinstance(typed, tuple(STEPS))
+    typed: StageConfig = from_config(SINGLE_STAGES[stage].config, plain)
     return Subject(name, stage, typed, _model_of(typed, preset, fields))
 
 
