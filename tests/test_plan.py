@@ -77,7 +77,9 @@ ENTRY %main (a: bf16[5,512,1], b: bf16[2,64,96]) -> bf16[2,512,64] {
   %d = f32[2,512,64]{1,2,0} convolution(%e, %b), window={size=2 lhs_dilate=2}, dim_labels=0bf_0oi->0bf, operand_precision={highest,highest}
   %e = f32[2,512,96]{1,2,0} parameter(2)
   %k = bf16[4288,128]{1,0} custom-call(%a), custom_call_target="tpu_custom_call", backend_config={"custom_call_config":{"body":"AA(==","cost_estimate":{"flops":"52690944","transcendentals":"0"}}}
-  %s = bf16[4288,128]{1,0} custom-call(%a), custom_call_target="tpu_custom_call", metadata={op_name="jit(f)/splash"}, backend_config={}
+  %s = bf16[4288,128]{1,0} custom-call(%a), custom_call_target="tpu_custom_call", frontend_attributes={kernel_metadata={
+"xprof_metadata":"{}"
+}}, metadata={op_name="jit(f)/splash"}, backend_config={}
   ROOT %t = (bf16[2,512,64]{1,2,0}) tuple(%c)
 }
 """  # noqa: E501

@@ -198,18 +198,21 @@ def parse_program(text: str) -> Program:
     computations: dict[str, Computation] = {}
     entry = ""
     current: Computation | None = None
+    last: Instruction | None = None
     for line in text.splitlines():
         if line.startswith(("%", "ENTRY ")) and line.rstrip().endswith("{"):
             name = line.removeprefix("ENTRY ").split(" ", 1)[0].lstrip("%")
-            current = {}
+            current, last = {}, None
             computations[name] = current
             entry = name if line.startswith("ENTRY ") else entry
-        elif line.startswith("}"):
+        elif line.rstrip() == "}" or line.startswith("}, execution_thread"):
             current = None
         elif current is not None:
             instruction = _parse_line(line)
+            if instruction is None and last is not None:  # a kernel's attributes may go over several lines
+                instruction = dataclasses.replace(last, attributes=f"{last.attributes} {line}")
             if instruction is not None:
-                current[instruction.name] = instruction
+                current[instruction.name] = last = instruction
     if not entry:
         raise ValueError("the program's text has no entry computation")
     return Program(computations, entry)

@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any
 
 from r1jax.plan.chips import Topology
 from r1jax.plan.compile import PlanError
 from r1jax.plan.planner import make_plan, mesh_of
-from r1jax.plan.steps import row_length
+from r1jax.plan.steps import row_length, rows_at_once
 from r1jax.plan.subject import Subject, for_responses
 from r1jax.sharding import batch_shards, decoding_mesh
+from r1jax.stages.pretrain import PretrainConfig
 from r1jax.stages.rl_config import RLConfig
+from r1jax.stages.sft_config import SFTConfig
 
 FITTED = ("gradients",)  # unless others are asked for: each limit costs two compilations
 
@@ -69,8 +72,8 @@ def _rows_limit(subject: Subject, topology: Topology, name: str) -> Limit:
         field = "decoding.batch_size"
     else:
         multiple = batch_shards(mesh)
-        field = "rows" if hasattr(config, "rows") and not getattr(config, "micro_rows", 0) else "micro_rows"
-        now = getattr(config, field)
+        field = "micro_rows" if config.micro_rows else "rows"
+        now = rows_at_once(config)
     other = now // 2 if now % (2 * multiple) == 0 else 2 * now
     sizes = sorted((now, other))
     points = tuple((size, _peak(_with_rows(subject, field, size), topology, name)) for size in sizes)
@@ -79,16 +82,12 @@ def _rows_limit(subject: Subject, topology: Topology, name: str) -> Limit:
 
 def _with_rows(subject: Subject, field: str, size: int) -> Subject:
     config = subject.config
-    if field == "decoding.batch_size":
-        assert isinstance(config, RLConfig)
-        config = dataclasses.replace(config, decoding=dataclasses.replace(config.decoding, batch_size=size))
-    elif field == "rows":
-        config = dataclasses.replace(config, rows=size)  # type: ignore[call-arg]
-    elif hasattr(config, "rows") and config.rows % size:
-        config = dataclasses.replace(config, micro_rows=size, rows=size)  # type: ignore[call-arg]
-    else:
-        config = dataclasses.replace(config, micro_rows=size)  # type: ignore[call-arg]
-    return dataclasses.replace(subject, config=config)
+    changes: dict[str, Any] = {field: size}
+    if isinstance(config, RLConfig) and field == "decoding.batch_size":
+        changes = {"decoding": dataclasses.replace(config.decoding, batch_size=size)}
+    elif isinstance(config, SFTConfig | PretrainConfig) and field == "micro_rows":
+        changes["rows"] = size  # one micro-batch an update: the size of the sum does not depend on how many there are
+    return dataclasses.replace(subject, config=dataclasses.replace(config, **changes))
 
 
 def _length_limit(subject: Subject, topology: Topology, name: str) -> Limit:

@@ -182,7 +182,7 @@ def show_limits(limits: Sequence[Limit], console: rich.console.Console) -> None:
 
 def collective_rows(collectives: Sequence[Collective], count: int = 8) -> list[tuple[str, ...]]:
     """The cells of the largest, and one line for the rest."""
-    rows = [
+    rows: list[tuple[str, ...]] = [
         (one.kind, " ".join(one.axes) or "mixed", str(one.group), gib(one.bytes), f"{one.times:g}", gib(one.total),
          shortened(one.source))
         for one in collectives[:count]

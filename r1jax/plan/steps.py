@@ -309,7 +309,7 @@ def packed_rows(mesh: Mesh, rows: int, length: int, parents: bool) -> PackedBatc
     """Shapes of `rows` packed rows, as `shard_batch` places them."""
     whole, real = _array(mesh, jnp.int32, rows, length), _array(mesh, jnp.float32, rows, length)
     fields: dict[str, Any] = dict.fromkeys(("tokens", "targets", "segment_ids", "positions"), whole)
-    return PackedBatch(**fields, loss_mask=real, parent_ids=whole if parents else None)  # type: ignore[arg-type]
+    return PackedBatch(**fields, loss_mask=real, parent_ids=whole if parents else None)
 
 
 def policy_batch(packed: PackedBatch) -> PolicyBatch:

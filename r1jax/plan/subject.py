@@ -68,8 +68,7 @@ def choose(fields: Mapping[str, Any], step: str, preset: str, changes: Sequence[
     plain = {key: value for key, value in own.items() if key != "stage"}
     for change in changes:
         plain = _changed(plain, change)
-    typed = from_config(SINGLE_STAGES[stage].config, plain)
-    assert isinstance(typed, tuple(STEPS))
+    typed: StageConfig = from_config(SINGLE_STAGES[stage].config, plain)
     return Subject(name, stage, typed, _model_of(typed, preset, fields))
 
 
@@ -152,7 +151,7 @@ def mesh_config(text: str, config: MeshConfig) -> MeshConfig:
     """`fsdp=16,expert=64` in place of the config's mesh; axes not named are 1. Raises PlanError for an unknown axis."""
     if not text:
         return config
-    sizes: dict[str, int] = {"data": 1}
+    sizes: dict[str, Any] = {"data": 1}
     for part in text.split(","):
         axis, _, size = part.partition("=")
         if axis not in MESH_AXES or not size.lstrip("-").isdigit():

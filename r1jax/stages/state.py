@@ -118,7 +118,7 @@ class GradientAccumulator:
         def exact(*args: Any) -> Accumulated:
             one = gradients(*args)
             grads = jax.tree.map(lambda gradient: gradient.astype(jnp.float32), one.grads)
-            return one.replace(grads=jax.lax.with_sharding_constraint(grads, layout))  # type: ignore[attr-defined, no-any-return]
+            return one.replace(grads=jax.lax.with_sharding_constraint(grads, layout))  # type: ignore[attr-defined]
 
         self.first = jax.jit(exact)
         self.add = jax.jit(lambda so_far, *args: add_accumulated(so_far, exact(*args)), donate_argnums=0)
