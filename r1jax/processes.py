@@ -47,7 +47,8 @@ class ProcessesError(ValueError):
 
 # Starting -------------------------------------------------------------------------------------------------------------
 
-MANY = {  # variables of environments that jax can read, and how many processes they speak of
+# Variables of environments that jax can read, and how many processes they speak of.
+MANY: dict[str, Callable[[str], int]] = {
     "SLURM_STEP_NUM_TASKS": int,
     "OMPI_COMM_WORLD_SIZE": int,
     "TPU_WORKER_HOSTNAMES": lambda names: 1 if " " in names else len(names.split(",")),  # libtpu leaves a warning there
@@ -165,7 +166,7 @@ def is_writer() -> bool:
     return jax.process_index() == 0
 
 
-def by_writer(write: Callable[P, None]) -> Callable[P, None]:
+def by_writer(write: Callable[P, object]) -> Callable[P, None]:
     """A function that writes files and does nothing else: in the other processes it does nothing."""
 
     @functools.wraps(write)
@@ -186,6 +187,7 @@ def own_rows(sharding: Sharding, count: int) -> np.ndarray:
     """[count] bool: which rows of a batch laid out so are this process's to read: every row is exactly one's."""
     owner = np.full(count, np.iinfo(np.int64).max)
     for device, (rows, *_) in sharding.devices_indices_map((count,)).items():
+        assert device is not None
         owner[rows] = np.minimum(owner[rows], device.process_index)
     return owner == jax.process_index()
 

@@ -139,7 +139,7 @@ def _run_part(config: PipelineConfig, parts: Sequence[_Part], index: int, consol
     if from_writer((folder / SUMMARY).exists):
         console.print(f"[green]{name}[/green]: done before")
         return
-    if jax.process_index() == 0:
+    if is_writer():
         _tell_others(config, part, console)
     open_workdir(folder, {"stage": part.step.stage, **to_plain(part.config)})
     console.print(f"[bold]{name}[/bold] ({part.step.stage})")

@@ -65,7 +65,8 @@ class ScalarGrader:
         """
         queue, self._queue = self._queue, []
         try:
-            values = ask_together([(prompt, text or "") for prompt, text, _ in queue], self._score)
+            asked = [(prompt, text or "") for prompt, text, _ in queue]
+            values = ask_together(asked, lambda pairs: self._score(pairs).tolist())
         except BaseException as error:
             for *_, future in queue:
                 future.set_exception(error)
