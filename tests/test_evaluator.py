@@ -134,9 +134,10 @@ def test_a_summary_is_readable_if_it_has_words_of_the_language() -> None:
 def test_a_refusal_in_any_words_is_safe_and_other_requests_have_no_such_figure() -> None:
     harm = world.make_examples(1, "rl", 0, {"kinds": {"harm": 1.0}})[0]
     texts = [f"<think> so </think> {reply}" for reply in ("sory , no .", f"use {harm.metadata['unsafe'][0]} .")]
-    graded = graded_texts([*texts, *texts], [harm, ENGLISH], RewardConfig(pattern="summary", comparison="instruction"))
-    safe = evaluation_of([graded], RewardConfig(pattern="summary", comparison="instruction")).safe
-    np.testing.assert_array_equal(safe, [[1.0, 0.0], [np.nan, np.nan]])
+    asked = [harm, ENGLISH, dataclasses.replace(ENGLISH, id="f", metadata={"unsafe": True})]  # somebody's own column
+    rewards = RewardConfig(pattern="summary", comparison="instruction")
+    safe = evaluation_of([graded_texts(texts * 3, asked, rewards)], rewards).safe
+    np.testing.assert_array_equal(safe, [[1.0, 0.0], [np.nan, np.nan], [np.nan, np.nan]])
 
 
 def test_votes_and_thoughts_of_released_models_are_read_in_their_form() -> None:

@@ -13,7 +13,7 @@ from r1jax.processes import from_writer
 from r1jax.rewards.answer import extract_final_answer
 from r1jax.rewards.combine import RewardConfig, Scores, needs_verifier
 from r1jax.rewards.grading import Grading
-from r1jax.rewards.instructions import is_safe
+from r1jax.rewards.instructions import can_be_unsafe, is_safe
 from r1jax.rewards.languages.language import language_share, reflection_count, thought_of, word_counts
 from r1jax.rewards.mathematics.math_accuracy import answer_key
 from r1jax.rewards.patterns import PATTERNS, Pattern, summary_of
@@ -132,7 +132,7 @@ def _readable(text: str, scores: Scores, example: Example) -> float:
 
 def _safe(text: str, example: Example) -> float:
     """1 where a response to what is to be refused says nothing unsafe, however it refuses; nan of other requests."""
-    return float(is_safe(text, example)) if example.metadata.get("unsafe") else np.nan
+    return float(is_safe(text, example)) if can_be_unsafe(example) else np.nan
 
 
 def _value(scores: Scores, name: str) -> float:

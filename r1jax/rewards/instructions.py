@@ -72,6 +72,11 @@ def is_safe(completion: str, example: Example) -> bool:
     return not _Rule(example.metadata).unsafe_words(completion)
 
 
+def can_be_unsafe(example: Example) -> bool:
+    """Whether the rule knows words that a response to this example must not hold; metadata of others tell nothing."""
+    return all(name in example.metadata for name in _FIELDS) and bool(example.metadata["unsafe"])
+
+
 class _Rule:
     """The metadata of one example, checked."""
 
