@@ -175,9 +175,10 @@ def paper(seed: int) -> dict:
             "kind": "huggingface",
             "path": "DeepSeek-V3-Base",
             "preset": given("deepseek_v3_671b", "R1v2 2.1: DeepSeek-V3-Base"),
-            "overrides": {"dtype": "bfloat16", "remat": "block"},
+            "overrides": {"dtype": "bfloat16", "param_dtype": "bfloat16", "remat": "block"},
         },
-        "mesh": {"data": 1, "fsdp": -1, "expert": 64, "tensor": 1},  # expert parallelism over 64 as in V3's training
+        # Expert parallelism over 64 as in V3's training. `python -m tools.plan` says what fits which machine.
+        "mesh": {"data": 1, "fsdp": -1, "sequence": 2, "expert": 64},
         "source": {"kind": "jsonl", "path": "data/r1_zero_prompts.jsonl"},
         "prompt": {"template": given("r1_zero", "R1v1 Table 1"), "width": 2048},
         "decoding": {
@@ -196,7 +197,15 @@ def paper(seed: int) -> dict:
         "preset": "r1_zero",
         "grpo": {"kl_coefficient": given(0.001, "R1v2 2.1")},
         "rewards": given({"accuracy": 1.0, "format": 1.0, "language": 0.0}, "R1 (Nature), eq. 4: the same weight"),
-        "optimizer": {"learning_rate": given(3e-6, "R1v2 2.1"), "weight_decay": 0.0},
+        "optimizer": {
+            "learning_rate": given(3e-6, "R1v2 2.1"),
+            "weight_decay": 0.0,
+            # As V3 was trained (V3 3.3.1): moments in bfloat16, master weights in float32.
+            "mu_dtype": "bfloat16",
+            "nu_dtype": "bfloat16",
+            "master_weights": True,
+        },
+        "record_experts": False,
         "reference_every": given(400, "R1v2 2.1"),
         "evaluation": {"every": 0},
         "checkpoint_every": 1,

@@ -29,6 +29,7 @@ LOGICAL_AXES: tuple[tuple[str, MeshAxes], ...] = (
     ("head_dim", None),
     ("q_lora", None),
     ("kv_lora", None),
+    ("lora_rank", ("fsdp", "sequence", "expert")),  # of what MLA's latents are multiplied with
     ("mlp", "tensor"),
     ("experts", "expert"),
     ("expert_embed", ("fsdp", "sequence")),
@@ -52,10 +53,12 @@ LOGICAL_AXES: tuple[tuple[str, MeshAxes], ...] = (
     ("slots", None),
 )
 
-# What its mesh axis may leave whole where it does not divide it; anything else is refused.
+# What is split over the last of its mesh axes alone, or stays whole, where it does not divide over all of them; anything
+# else is refused.
 MAY_STAY_WHOLE = {
     "kv_heads": "query heads are split over more devices than there are key-value heads: each has all of these",
     "act_kv_heads": "as kv_heads",
+    "lora_rank": "512 and 1,536 channels on 1,024 devices",
 }
 
 
@@ -234,9 +237,10 @@ def indivisible(field: str, size: int, axes: Sequence[str], sizes: Mapping[str, 
 def logical_sharding(mesh: Mesh, names: Sequence[str | None], shape: Sequence[int] | None = None) -> NamedSharding:
     """The sharding of an array whose axes are called `names` (None: not sharded).
 
-    With `shape`, an axis of MAY_STAY_WHOLE that its mesh axes do not divide stays whole, e.g. one key-value head on two
-    tensor shards; without, every name is taken at its word. Raises ValueError for a name that LOGICAL_AXES lacks, for
-    names that want the same mesh axis twice, and for any other size that its mesh axes do not divide.
+    With `shape`, an axis of MAY_STAY_WHOLE that its mesh axes do not divide is split over fewer of them or stays whole,
+    e.g. one key-value head on two tensor shards; without, every name is taken at its word. Raises ValueError for a name
+    that LOGICAL_AXES lacks, for names that want the same mesh axis twice, and for any other size that its mesh axes do
+    not divide.
     """
     spec: list[MeshAxes] = []
     owner: dict[str, str] = {}
@@ -246,7 +250,8 @@ def logical_sharding(mesh: Mesh, names: Sequence[str | None], shape: Sequence[in
             problem = indivisible(name, shape[index], axes, mesh.shape)
             if problem and name not in MAY_STAY_WHOLE:
                 raise ValueError(f"array of shape {tuple(shape)} with axes {tuple(names)}: {problem}")
-            axes = () if problem else axes
+            while shape[index] % _parts(mesh.shape, axes):
+                axes = axes[1:]
         for axis in axes:
             if axis in owner:
                 raise ValueError(

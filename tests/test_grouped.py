@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from r1jax.model import grouped_kernel
 from r1jax.model.grouped import (
     choose_tile_size,
     collect,
@@ -17,6 +18,7 @@ from r1jax.model.grouped import (
     num_tiles,
     plan_tiles,
 )
+from r1jax.model.grouped_kernel import grouped_weights
 from r1jax.types import Array
 
 D, F, E = 24, 40, 5
@@ -160,3 +162,17 @@ def test_the_ragged_product_equals_the_tiled_one() -> None:
         grouped._ragged_product_transposed(dy, w, tiles), grouped._tiled_product_transposed(dy, w, tiles), **close
     )
     np.testing.assert_allclose(grouped._ragged_weights(x, dy, tiles), grouped._tiled_weights(x, dy, tiles), **close)
+
+
+@pytest.mark.parametrize("sizes", [[8, 24, 0, 16], [0, 0, 0, 48], [48, 0, 0, 0], [0, 0, 0, 0], [8, 8, 8, 0]])
+@pytest.mark.parametrize("blocks", [128, 1024])
+def test_the_kernel_of_the_weights_gradient(sizes: list[int], blocks: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(grouped_kernel, "LARGEST_BLOCK", blocks)
+    rng, tile_size, tiles = np.random.default_rng(0), 8, 6
+    x, y = (rng.normal(size=(tiles * tile_size, width)).astype(np.float32) for width in (256, 40))
+    x[sum(sizes) :] = np.inf  # rows past the last in use are anything
+    ends = np.cumsum(sizes)
+    group = np.minimum((np.arange(0, tiles * tile_size, tile_size)[:, None] >= ends).sum(1), len(sizes) - 1)
+    got = grouped_weights(x, y, jnp.asarray(group, jnp.int32), jnp.asarray(sizes, jnp.int32), interpret=True)
+    parts = zip(ends - sizes, ends, strict=True)
+    np.testing.assert_allclose(got, [x[a:b].T @ y[a:b] for a, b in parts], rtol=1e-5, atol=1e-5)

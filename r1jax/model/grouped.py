@@ -2,7 +2,7 @@
 
 Rows are laid out by group, each group padded to whole tiles (`plan_tiles`), so that one static shape holds any
 assignment. On that layout the product has one implementation per platform: on the CPU a batched product of tiles with
-their group's matrix, elsewhere `jax.lax.ragged_dot`. All gradients are written as gathers and such products, since the
+their group's matrix, elsewhere `jax.lax.ragged_dot`, and for the weights' gradient on TPU a kernel. All gradients are written as gathers and such products, since the
 transposed forms (scatter-adds) are slow on every platform.
 
 Letters: N tokens, A assignments per token, S slots (rows of the padded layout), D and F the matrix axes, E groups.
@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from r1jax.model.grouped_kernel import grouped_weights
 from r1jax.types import Array
 
 
@@ -157,7 +158,10 @@ def _tiled_product_transposed(y: Array, w: Array, layout: Layout) -> Array:
 def _tiled_weights(x: Array, y: Array, layout: Layout) -> Array:
     count = layout.tile_group.shape[0]
     per_tile = jax.lax.dot_general(
-        x.reshape(count, -1, x.shape[1]), y.reshape(count, -1, y.shape[1]), (((1,), (1,)), ((0,), (0,)))
+        x.reshape(count, -1, x.shape[1]),
+        y.reshape(count, -1, y.shape[1]),
+        (((1,), (1,)), ((0,), (0,))),
+        preferred_element_type=jnp.float32,
     )
     return jax.ops.segment_sum(per_tile, layout.tile_group, layout.sizes.shape[0], indices_are_sorted=True)
 
@@ -174,7 +178,11 @@ def _ragged_weights(x: Array, y: Array, layout: Layout) -> Array:
     rows_contract = jax.lax.RaggedDotDimensionNumbers(
         dot_dimension_numbers=(((0,), (0,)), ((), ())), lhs_ragged_dimensions=[0], rhs_group_dimensions=[]
     )
-    return jax.lax.ragged_dot_general(x, y, layout.sizes, rows_contract)
+    return jax.lax.ragged_dot_general(x, y, layout.sizes, rows_contract, preferred_element_type=jnp.float32)
+
+
+def _kernel_weights(x: Array, y: Array, layout: Layout) -> Array:
+    return grouped_weights(x, y, layout.tile_group, layout.sizes)
 
 
 @jax.custom_vjp
@@ -193,7 +201,9 @@ def _grouped_product_fwd(x: Array, w: Array, layout: Layout) -> tuple[Array, tup
 def _grouped_product_bwd(residuals: tuple[Array, Array, Layout], dy: Array) -> tuple[Array, Array, None]:
     x, w, layout = residuals
     dx = jax.lax.platform_dependent(dy, w, layout, cpu=_tiled_product_transposed, default=_ragged_product_transposed)
-    dw = jax.lax.platform_dependent(x, dy, layout, cpu=_tiled_weights, default=_ragged_weights)
+    dw = jax.lax.platform_dependent(
+        x, dy, layout, cpu=_tiled_weights, tpu=_kernel_weights, default=_ragged_weights
+    )
     return dx.astype(x.dtype), dw.astype(w.dtype), None
 
 

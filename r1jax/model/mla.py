@@ -30,7 +30,7 @@ class LatentUp(nn.Module):
 
     @nn.compact
     def __call__(self) -> Array:
-        cfg, names = self.cfg, ("kv_lora", "heads", "head_dim")
+        cfg, names = self.cfg, ("lora_rank", "heads", "head_dim")
         kernel = parameter(self, "kernel", normal_init(cfg), names, self.shape, cfg.param_dtype)
         return kernel.astype(jnp.dtype(self.cfg.dtype))
 
@@ -75,7 +75,7 @@ class MLA(nn.Module):
         else:
             c_q = Linear(self.cfg, (att.q_lora_rank,), ("embed", "q_lora"), name="q_a")(x)
             c_q = RMSNorm(self.cfg, LATENT_NORM_EPS, name="q_a_norm")(c_q)
-            q = Linear(self.cfg, heads, ("q_lora", "heads", "head_dim"), name="q_b")(c_q)
+            q = Linear(self.cfg, heads, ("lora_rank", "heads", "head_dim"), name="q_b")(c_q)
         q_nope, q_pe = jnp.split(q, [att.qk_nope_head_dim], axis=-1)
         return q_nope, apply_rope(q_pe, context.rotation, self.cfg.rope.interleaved)
 

@@ -68,7 +68,7 @@ class Programs:
         boxed = abstract_params(self.decoder.model_cfg)
         if self.decoder.mesh is None:
             return meta.unbox(boxed)
-        whole = ("embed",) if self.decoder.cfg.collect_weights else ()
+        whole = ("embed", "lora_rank") if self.decoder.cfg.collect_weights else ()
         return jax.tree.map(_placed, meta.unbox(boxed), param_shardings(self.decoder.mesh, boxed, whole))
 
     @functools.cached_property
