@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pathlib
 import runpy
+import subprocess
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from r1jax.evaluation.experiments import Experiment, load_experiment
 from r1jax.settings import to_plain
 from r1jax.stages import pipeline
 from r1jax.stages.step_keys import step_keys
+from tools import experiment_runs, sweep
 
 ROOT = pathlib.Path(__file__).parents[1]
 # Experiment -> the steps that the whole pipeline does not have.
@@ -53,6 +55,19 @@ def test_what_the_pipeline_has_done_serves_the_experiment(name: str, whole: dict
         step: key for step, key in whole.items() if step in keys
     }
     assert all(steps_of(found.get_config(f"{arm},seed=1"))[1][step] != key for step, key in keys.items())
+
+
+@pytest.mark.parametrize("name", ["language_consistency", "distill_vs_rl"])
+def test_the_command_of_a_sweep_is_understood(name: str, tmp_path: pathlib.Path) -> None:
+    experiment, shared = loaded(name), [str(tmp_path / "other"), str(tmp_path / "another")]
+    run = experiment_runs.all_runs(ROOT / "experiments" / name, experiment, tmp_path)[-1]
+    command = [*sweep.command(experiment, run, shared), "--check"]
+    found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    assert found.returncode != 0
+    assert f"reuse: there is no folder {shared[0]}" in found.stdout + found.stderr
+    for path in shared:
+        pathlib.Path(path).mkdir()
+    assert subprocess.run(command, cwd=ROOT, capture_output=True, timeout=300, check=False).returncode == 0
 
 
 @pytest.mark.parametrize("name", OWN)

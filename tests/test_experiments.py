@@ -371,6 +371,19 @@ def test_the_folder_of_one_run_is_not_written_over(tmp_path: pathlib.Path, monke
     assert (tmp_path / "report.html").read_text() == "its own"
 
 
+def test_the_folder_of_another_experiment_is_not_written_over(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["report", str(LANGUAGE), f"--out={tmp_path}"])
+    report.main()
+    page = (tmp_path / "report.html").read_text()
+    for tool in (sweep, report):
+        monkeypatch.setattr(sys, "argv", ["tool", str(LANGUAGE.parent / "test_time_budget"), f"--out={tmp_path}"])
+        with pytest.raises(ConfigError, match=f"--out: {tmp_path} holds the runs of the experiment 'language_consis"):
+            tool.main()
+    assert (tmp_path / "report.html").read_text() == page
+
+
 def test_a_report_of_nothing_names_every_run(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

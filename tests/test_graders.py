@@ -76,6 +76,16 @@ def test_without_isolation_nothing_starts(monkeypatch: pytest.MonkeyPatch) -> No
         check_rewards(CODE, {"source": [PROBLEM]}, HERE, {})
 
 
+def test_a_judge_that_an_earlier_stage_will_make_is_there_in_time(tmp_path: pathlib.Path) -> None:
+    judge = JudgeConfig(kind="sampler", path="../sft", chat_format="qwen")
+    rewards, stage = RewardConfig(comparison="judge", judge=judge), tmp_path / "rl"
+    with pytest.raises(ConfigError, match=r"rewards\.judge: .*sft"):
+        check_rewards(rewards, {"source": [PROBLEM]}, stage, {})
+    check_rewards(rewards, {"source": [PROBLEM]}, stage, {tmp_path / "sft": get_preset("tiny_dense")})
+    with pytest.raises(ConfigError, match=r"rewards\.judge: .*leaves no policy"):
+        check_rewards(rewards, {"source": [PROBLEM]}, stage, {tmp_path / "sft": None})
+
+
 def test_a_judge_that_does_not_answer_is_told_before_the_start() -> None:
     pytest.importorskip("openai")
     judge = JudgeConfig(url=f"http://127.0.0.1:{free_port()}/v1", model="m", retries=0, seconds=5.0)

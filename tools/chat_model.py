@@ -53,7 +53,7 @@ def judge_config(options: argparse.Namespace) -> JudgeConfig:
 @contextlib.contextmanager
 def open_model(config: JudgeConfig) -> Iterator[ChatModel]:
     """The model, checked, its batches split over all devices of this host."""
-    check_judge(config, pathlib.Path())
+    check_judge(config, pathlib.Path(), {})
     if config.kind == "sampler":
         keep_compiled_programs()
     mesh = make_mesh(MeshConfig(data=len(jax.devices())))

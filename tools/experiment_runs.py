@@ -11,7 +11,9 @@ from r1jax import train
 from r1jax.evaluation.experiments import Experiment, load_experiment
 from r1jax.settings import ConfigError, to_plain
 from r1jax.stages import pipeline
-from r1jax.workdir import differing_fields
+from r1jax.workdir import differing_fields, write_atomically
+
+OWNER = "experiment.txt"  # in the folder of an experiment's runs: its name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,11 +45,27 @@ def experiment_arguments(description: str) -> argparse.ArgumentParser:
 
 
 def out_folder(arguments: argparse.Namespace) -> pathlib.Path:
-    """Where the runs are. Raises ConfigError if that is the folder of one run."""
-    out: pathlib.Path = arguments.out or pathlib.Path("runs") / arguments.experiment.resolve().name
+    """Where the runs are.
+
+    Raises:
+        ConfigError: it is the folder of one run or of another experiment, whose report would be written over.
+    """
+    name = arguments.experiment.resolve().name
+    out: pathlib.Path = arguments.out or pathlib.Path("runs") / name
     if (out / "config.json").exists():
         raise ConfigError(f"--out: {out} is the folder of a single run, whose report would be written over")
+    owner = out / OWNER
+    if owner.exists() and (there := owner.read_text(encoding="utf-8").strip()) != name:
+        raise ConfigError(
+            f"--out: {out} holds the runs of the experiment {there!r}, whose report would be written over"
+        )
     return out
+
+
+def claim(out: pathlib.Path, arguments: argparse.Namespace) -> None:
+    """Makes the folder and writes down whose it is, before anything is written into it."""
+    out.mkdir(parents=True, exist_ok=True)
+    write_atomically(out / OWNER, f"{arguments.experiment.resolve().name}\n")
 
 
 def all_runs(folder: pathlib.Path, experiment: Experiment, out: pathlib.Path) -> list[Run]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from r1jax.evaluation.experiment_report import write_experiment_report
 from tools.command_line import run_tool
-from tools.experiment_runs import all_runs, experiment_arguments, load, out_folder, still_to_do
+from tools.experiment_runs import all_runs, claim, experiment_arguments, load, out_folder, still_to_do
 
 
 def main() -> None:
@@ -23,6 +23,7 @@ def main() -> None:
         for step, how in still_to_do(experiment, run).items()
         if how.startswith("made by another config")
     ]
+    claim(out, arguments)
     report = write_experiment_report(experiment, out, stale)
     print(report.markdown)
     print(f"\n{report.path}")

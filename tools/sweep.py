@@ -30,6 +30,7 @@ from tools.experiment_runs import (
     Run,
     all_runs,
     chosen,
+    claim,
     experiment_arguments,
     is_pipeline,
     load,
@@ -73,6 +74,7 @@ def main() -> None:
             console.print(f"[bold]{run.name}[/bold]: {' '.join(command(experiment, run, []))}")
             console.print(f"  {steps}", markup=False)
         return
+    claim(out, arguments)
     sweep = Sweep(experiment, out, [str(path) for path in arguments.reuse], console)
     failed = sweep.run(left, arguments.processes)
     for run, log in failed:

@@ -144,7 +144,8 @@ class Experiment:
         config = with_fields(to_plain(runpy.run_path(str(self.config))["get_config"](wanted)), arm.fields)
         if "steps" in config:
             config["title"] = f"{self.title}: {name}, seed {int(seed or 0)}"
-        return ConfigDict(config)
+            config.setdefault("reuse", ())  # a sweep gives it on the command line
+        return ConfigDict(_with_tuples(config), convert_dict=True)
 
     @property
     def own_runs(self) -> list[str]:
@@ -188,6 +189,13 @@ def with_fields(config: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[st
                 raise ConfigError(f"{path}: {name} holds {owner!r}, which has no fields")
         owner[names[-1]] = value
     return changed
+
+
+def _with_tuples(value: Any) -> Any:
+    """Lists as tuples: the command line can give another tuple for one, and no other list."""
+    if isinstance(value, dict):
+        return {name: _with_tuples(item) for name, item in value.items()}
+    return tuple(_with_tuples(item) for item in value) if isinstance(value, list) else value
 
 
 @dataclasses.dataclass(frozen=True)

@@ -76,7 +76,7 @@ def check(config: CurateConfig, workdir: pathlib.Path, planned: Planned) -> None
     check_rewards(config.rewards, {"source": asked}, workdir, planned)
     if config.rewrite is not None and config.rewrite.model is not None:
         try:
-            check_judge(config.rewrite.model, workdir)
+            check_judge(config.rewrite.model, workdir, planned)
         except (ValueError, ImportError) as error:
             raise ConfigError(f"rewrite.model: {str(error).removeprefix('init.')}") from error
     general = [

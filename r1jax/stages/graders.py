@@ -28,8 +28,8 @@ from r1jax.rollout import DecodingConfig
 from r1jax.sampling.answers import SamplerChat
 from r1jax.sampling.decode import SamplingConfig
 from r1jax.settings import ConfigError
-from r1jax.stages.checks import Planned, is_planned
-from r1jax.stages.policy import Policy, PolicySource, describe_source, load_policy
+from r1jax.stages.checks import Planned, is_planned, known_policy
+from r1jax.stages.policy import Policy, PolicySource, load_policy
 from r1jax.stages.scalar_model import VIEWS, describe_reward_model, load_reward_model
 from r1jax.types import Example, Score, Status
 
@@ -63,7 +63,7 @@ def check_rewards(
     if "judge" in needed_models(rewards):
         assert rewards.judge is not None
         try:
-            check_judge(rewards.judge, workdir)
+            check_judge(rewards.judge, workdir, planned)
         except (ValueError, ImportError) as error:
             raise ConfigError(f"rewards.judge: {str(error).removeprefix('init.')}") from error
 
@@ -157,13 +157,15 @@ def stage_grading(
         yield stack.enter_context(open_grading(rewards, verifiers.start, Models(judge, scalar), device))
 
 
-def check_judge(judge: JudgeConfig, workdir: pathlib.Path) -> None:
-    """That the model is there. ValueError or ImportError, saying what is missing."""
+def check_judge(judge: JudgeConfig, workdir: pathlib.Path, planned: Planned) -> None:
+    """That the model is there, or is going to be. ValueError or ImportError, saying what is missing."""
     if judge.kind == "endpoint":
         with Endpoint(judge.endpoint()) as endpoint:
             endpoint.check()
     else:
-        model, tokenizer = describe_source(_policy_of(judge), workdir)
+        model, tokenizer = known_policy(_policy_of(judge), workdir, planned)
+        if tokenizer is None:
+            return
         prompt = _chat(tokenizer, judge.chat_format).prompt([Message(**m) for m in truth_conversation("", "", "")])
         if len(prompt.tokens) + judge.max_new_tokens > model.max_positions:
             raise ValueError(

@@ -121,7 +121,7 @@ def check(config: PreferencesConfig, workdir: pathlib.Path, planned: Planned) ->
     _check_fit(config, make_mesh(mesh_sizes(config.mesh, model)), model, tokenizer, examples)
     if config.judge is not None:
         try:
-            check_judge(config.judge, workdir)
+            check_judge(config.judge, workdir, planned)
         except (ValueError, ImportError) as error:
             raise ConfigError(f"judge: {str(error).removeprefix('init.')}") from error
 
