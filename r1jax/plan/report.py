@@ -135,9 +135,11 @@ def show(plan: Plan, console: rich.console.Console) -> None:
     """Prints the plan."""
     for line in headline(plan):
         console.print(line, highlight=False)
-    table = rich.table.Table(*COLUMNS, title="per device and call")
-    for one in plan.steps:
-        table.add_row(*step_row(one, plan.topology))
+    # A column for each step: there are few steps, and many figures.
+    rows = [step_row(one, plan.topology) for one in plan.steps]
+    table = rich.table.Table("per device and call", *(row[0] for row in rows))
+    for index, figure in enumerate(COLUMNS[1:], 1):
+        table.add_row(figure, *(row[index] for row in rows))
     console.print(table)
     for one in plan.steps:
         shown = rich.table.Table("collective", "axes", "devices", "sent a call", "calls", "sent in all", "of",
