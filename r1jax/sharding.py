@@ -53,7 +53,7 @@ LOGICAL_AXES: tuple[tuple[str, MeshAxes], ...] = (
     ("slots", None),
 )
 
-# What is split over the last of its mesh axes alone, or stays whole, where it does not divide over all of them; anything
+# What is split over the last of its mesh axes alone, or stays whole, where it does not divide over all of them. Anything
 # else is refused.
 MAY_STAY_WHOLE = {
     "kv_heads": "query heads are split over more devices than there are key-value heads: each has all of these",
@@ -212,24 +212,22 @@ def _parts(sizes: Mapping[str, int], axes: Sequence[str]) -> int:
     return math.prod(sizes[axis] for axis in axes)
 
 
-def indivisible(field: str, size: int, axes: Sequence[str], sizes: Mapping[str, int], group: int = 1) -> str | None:
-    """What is wrong with splitting `size`, in groups of `group`, over mesh axes of these sizes, and what would work.
+def indivisible(field: str, size: int, axes: Sequence[str], sizes: Mapping[str, int]) -> str | None:
+    """What is wrong with splitting `size` over mesh axes of these sizes, and what would work.
 
     None if nothing is wrong.
     """
     parts = _parts(sizes, axes)
-    if size % (parts * group) == 0:
+    if size % parts == 0:
         return None
     split = " x ".join(f"{axis} = {sizes[axis]}" for axis in axes)
-    whole = f" of whole groups of {group}" if group > 1 else ""
-    larger = (size // (parts * group) + 1) * parts * group
-    works = [f"{field} = " + " or ".join(str(n) for n in (larger - parts * group, larger) if n)]
-    if size % group == 0:
-        divisors = [part for part in range(1, size // group + 1) if size // group % part == 0]
-        near = [max(part for part in divisors if part < parts), min((p for p in divisors if p > parts), default=None)]
-        works.append(f"{' x '.join(axes)} = " + " or ".join(str(n) for n in near if n))
+    larger = (size // parts + 1) * parts
+    works = [f"{field} = " + " or ".join(str(n) for n in (larger - parts, larger) if n)]
+    divisors = [part for part in range(1, size + 1) if size % part == 0]
+    near = [max(part for part in divisors if part < parts), min((p for p in divisors if p > parts), default=None)]
+    works.append(f"{' x '.join(axes)} = " + " or ".join(str(n) for n in near if n))
     return (
-        f"{field}: {size} does not divide into {parts} equal parts{whole} (mesh: {split}); nearest that do: "
+        f"{field}: {size} does not divide into {parts} equal parts (mesh: {split}); nearest that do: "
         f"{', or '.join(works)}"
     )
 

@@ -314,7 +314,7 @@ def test_a_batch_that_the_mesh_cannot_split_is_refused_first(
 
 def test_a_batch_that_does_not_hold_whole_groups_is_refused_first(tmp_path: pathlib.Path, no_long_work: None) -> None:
     shown = refused(pipeline(r1_zero={"group_size": 3, "minibatches": 1}), tmp_path / "run", ConfigError)
-    assert "decoding.batch_size: 16 does not divide into 1 equal parts of whole groups of 3" in shown
+    assert "decoding.batch_size: 16 is not a multiple of group_size = 3; nearest: 15 or 18" in shown
 
 
 def test_a_mesh_of_another_number_of_devices_is_refused_first(

@@ -2,8 +2,8 @@
 
 Rows are laid out by group, each group padded to whole tiles (`plan_tiles`), so that one static shape holds any
 assignment. On that layout the product has one implementation per platform: on the CPU a batched product of tiles with
-their group's matrix, elsewhere `jax.lax.ragged_dot`, and for the weights' gradient on TPU a kernel. All gradients are written as gathers and such products, since the
-transposed forms (scatter-adds) are slow on every platform.
+their group's matrix, elsewhere `jax.lax.ragged_dot`, and for the weights' gradient on TPU a kernel. All gradients are
+written as gathers and such products, since the transposed forms (scatter-adds) are slow on every platform.
 
 Letters: N tokens, A assignments per token, S slots (rows of the padded layout), D and F the matrix axes, E groups.
 """
@@ -201,9 +201,7 @@ def _grouped_product_fwd(x: Array, w: Array, layout: Layout) -> tuple[Array, tup
 def _grouped_product_bwd(residuals: tuple[Array, Array, Layout], dy: Array) -> tuple[Array, Array, None]:
     x, w, layout = residuals
     dx = jax.lax.platform_dependent(dy, w, layout, cpu=_tiled_product_transposed, default=_ragged_product_transposed)
-    dw = jax.lax.platform_dependent(
-        x, dy, layout, cpu=_tiled_weights, tpu=_kernel_weights, default=_ragged_weights
-    )
+    dw = jax.lax.platform_dependent(x, dy, layout, cpu=_tiled_weights, tpu=_kernel_weights, default=_ragged_weights)
     return dx.astype(x.dtype), dw.astype(w.dtype), None
 
 

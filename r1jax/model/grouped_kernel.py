@@ -1,9 +1,9 @@
 """The gradient of experts' weights as a Pallas kernel for TPU.
 
 XLA has no such product there: it spreads every row over all groups first, E times the operations and the memory. On
-the layout of `grouped.plan_tiles` a tile's rows all belong to one group and tiles stand by group, so that a block of the
-result stays on the chip while its group's tiles pass by, and no row is masked. (megablox's `tgmm` does the same for rows
-that are not padded, but does not say how its result varies over a mesh, which `shard_map` asks for.)
+the layout of `grouped.plan_tiles` a tile's rows all belong to one group and tiles stand by group, so that a block of
+the result stays on the chip while its group's tiles pass by, and no row is masked. (megablox's `tgmm` does the same for
+rows that are not padded, but does not say how its result varies over a mesh, which `shard_map` asks for.)
 """
 
 from __future__ import annotations
@@ -85,6 +85,5 @@ def _block(size: int) -> int:
 
 
 def _result(x: Array, y: Array, tile_group: Array, sizes: Array) -> Array:
-    """An array like the result. Its shape is asked for in place of a plain one: it also says, inside a `shard_map`, over
-    which mesh axes the result varies."""
+    """An array like the result: asked for its shape, it also says over which axes of a `shard_map` the result varies."""
     return (x[0, :, None] * y[0] * (sizes + tile_group[0])[:, None, None]).astype(jnp.float32)

@@ -18,10 +18,10 @@ from r1jax.data.scored_rows import ScoredRows
 from r1jax.model.config import ModelConfig
 from r1jax.model.flops import attention_flops, forward_flops, sampling_flops, training_flops
 from r1jax.sampling.decode import Decoder
-from r1jax.sampling.programs import Programs
+from r1jax.sampling.programs import Programs, rows_together
 from r1jax.sharding import batch_sharding, decoding_mesh
 from r1jax.stages import next_token, reward_model, rl
-from r1jax.stages.checks import check_divides, check_trainable
+from r1jax.stages.checks import check_decoded, check_divides, check_trainable
 from r1jax.stages.next_token import Training
 from r1jax.stages.pretrain import PretrainConfig, training_of
 from r1jax.stages.reward_model import RewardModelConfig
@@ -94,7 +94,7 @@ def rows_at_once(config: StageConfig) -> int:
 def rl_steps(config: RLConfig, model: ModelConfig, mesh: Mesh) -> list[PlannedStep]:
     """Prefill, decode at the first and the last chunk, log-probs, gradients of one micro-batch, the update."""
     check_divides("micro_rows", config.micro_rows, mesh)
-    check_divides("decoding.batch_size", config.decoding.batch_size, decoding_mesh(mesh), config.group_size)
+    check_decoded(config.decoding.batch_size, mesh, config.group_size)
     trainer = rl.Trainer(config, model, mesh)
     state = abstract_state(model, trainer.optimizer, mesh)
     reference = trainer.abstract_reference(state.params)
@@ -151,9 +151,10 @@ def sampling_steps(config: RLConfig, model: ModelConfig, mesh: Mesh, beside: tup
     key_impl = jax.config.values["jax_default_prng_impl"]
     decoder = Decoder(model, sampling, decoding_mesh(mesh), key_impl)
     rows, width = decoding.batch_size, config.prompt.width
-    programs = Programs(decoder, width, rows, config.group_size, stop_states=1)
+    together = rows_together(rows, decoder.mesh, config.group_size)
+    programs = Programs(decoder, width, rows, together, stop_states=1)
     blocks = math.ceil(config.prompts * config.group_size / rows)
-    prompts = rows // config.group_size
+    prompts = rows // together
     beside = (*beside, _kept(placed_abstract_params(model, mesh), programs.params))
     prefill = PlannedStep(
         "prefill",

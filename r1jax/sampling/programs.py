@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from typing import Any
 
 import jax
@@ -17,7 +18,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from r1jax.model.cache import GQACache, LayerCache, MLACache
 from r1jax.model.transformer import abstract_params
 from r1jax.sampling.decode import Decoder, DecodeState, cache_slots, chunk_ends, grow, merge
-from r1jax.sharding import batch_sharding, logical_sharding, param_shardings
+from r1jax.sharding import batch_sharding, batch_shards, logical_sharding, param_shardings
 from r1jax.types import Params
 
 MLA_CACHE_AXES = MLACache(
@@ -43,6 +44,11 @@ def state_shardings(mesh: Mesh, state: DecodeState) -> DecodeState:
     return placed.replace(cache=placed.cache.replace(dense=layers(state.cache.dense), moe=layers(state.cache.moe)))
 
 
+def rows_together(batch_size: int, mesh: Mesh | None, group_size: int) -> int:
+    """Rows of a group that a prefill runs once: all, or those on one device where the batch has fewer on each."""
+    return math.gcd(batch_size if mesh is None else batch_size // batch_shards(mesh), group_size)
+
+
 @dataclasses.dataclass(frozen=True)
 class Programs:
     """Prefill, decode, grow and merge of one decoder at one batch shape (letters as in `sampling.decode`)."""
@@ -50,7 +56,7 @@ class Programs:
     decoder: Decoder
     prompt_width: int  # P
     batch_size: int  # B
-    group_size: int  # G
+    together: int  # G, rows of one prompt that stand together
     stop_states: int  # S, states of the stop automaton
 
     @functools.cached_property
@@ -77,8 +83,8 @@ class Programs:
         rows, mesh = self.batch_size, self.decoder.mesh
         key_data = jax.eval_shape(lambda: jax.random.key_data(jax.random.key(0, impl=self.decoder.key_impl)))
         arrays = (
-            jax.ShapeDtypeStruct((rows // self.group_size, self.prompt_width), jnp.int32),
-            jax.ShapeDtypeStruct((rows // self.group_size,), jnp.int32),
+            jax.ShapeDtypeStruct((rows // self.together, self.prompt_width), jnp.int32),
+            jax.ShapeDtypeStruct((rows // self.together,), jnp.int32),
             jax.ShapeDtypeStruct((rows, *key_data.shape), key_data.dtype),
             jax.ShapeDtypeStruct((rows,), bool),
         )

@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from r1jax.model.config import ModelConfig
 from r1jax.processes import fill_in_rows, here, own_rows
 from r1jax.sampling.decode import Decoder, DecodeState, SamplingConfig
-from r1jax.sampling.programs import Programs
+from r1jax.sampling.programs import Programs, rows_together
 from r1jax.sampling.stop import stop_table
 from r1jax.sharding import (
     batch_sharding,
@@ -117,11 +117,12 @@ class Sampler:
           prompt_width: P, the longest prompt.
           batch_size: B, rows of a block.
           token_bytes: the bytes of every token, for `stop_strings`.
-          group_size: G, rows of a call that share their prompt and stand together; the prompt is run once for them.
+          group_size: G, rows of a call that share their prompt and stand together; the prompt is run once for those of
+            them that are on one device.
 
         Raises:
-          ValueError: prompt and response do not fit the model's context; rows do not divide over the mesh; a stop
-            token or stop string is not possible (see `stop.stop_table`).
+          ValueError: prompt and response do not fit the model's context; rows do not divide over the mesh, or are no
+            whole groups in every process; a stop token or stop string is not possible (see `stop.stop_table`).
         """
         longest = prompt_width + sampling_cfg.max_new_tokens
         if longest > model_cfg.max_positions:
@@ -131,9 +132,9 @@ class Sampler:
             )
         mesh = None if mesh is None else decoding_mesh(mesh)
         shards = 1 if mesh is None else batch_shards(mesh)
-        if batch_size % (shards * group_size):
+        if batch_size % shards or batch_size % group_size:
             raise ValueError(
-                f"batch_size {batch_size} is not a multiple of {shards} parts of the mesh x group_size {group_size}"
+                f"batch_size {batch_size} is not a multiple of {shards} parts of the mesh and group_size {group_size}"
             )
         self.model_cfg = model_cfg
         self.cfg = sampling_cfg
@@ -144,9 +145,12 @@ class Sampler:
         table = stop_table(model_cfg.vocab_size, sampling_cfg.stop_tokens, sampling_cfg.stop_strings, token_bytes)
         self._stops = jnp.asarray(table) if mesh is None else replicate(mesh, table)
         own = np.ones(batch_size, bool) if mesh is None else own_rows(batch_sharding(mesh, 1), batch_size)
+        if (own.reshape(-1, group_size) != own[::group_size, None]).any():
+            raise ValueError(f"batch_size {batch_size}: a group of {group_size} rows would be on several processes")
         self._own = own  # rows of a block that this process reads
         decoder = Decoder(model_cfg, sampling_cfg, mesh, jax.config.jax_default_prng_impl)  # type: ignore[attr-defined]
-        self.abstract = Programs(decoder, prompt_width, batch_size, group_size, len(table))
+        together = rows_together(batch_size, mesh, group_size)
+        self.abstract = Programs(decoder, prompt_width, batch_size, together, len(table))
         self._programs: dict[tuple[str, int], Any] = {}
 
     @property
@@ -280,7 +284,7 @@ class Sampler:
         for first in range(0, len(prompts), self.batch_size):
             rows = np.arange(first, first + self.batch_size)
             rows[rows >= len(prompts)] = UNUSED
-            leaders = rows[:: self.group_size]
+            leaders = rows[:: self.abstract.together]
             inputs: Any = (prompts[leaders], lengths[leaders], key_data[rows], rows == UNUSED)
             if self.mesh is not None:
                 inputs = shard_batch(self.mesh, inputs)

@@ -124,7 +124,7 @@ def check_asking(
             f"the model's context, max_positions = {model.max_positions}"
         )
     check_mesh(model, mesh)
-    check_divides("decoding.batch_size", decoding.batch_size, decoding_mesh(mesh), group_size)
+    check_decoded(decoding.batch_size, mesh, group_size)
     if tokenizer is None:
         return
     for field, examples in sources.items():
@@ -134,11 +134,21 @@ def check_asking(
             raise DataError(f"{field}: {error}") from error
 
 
-def check_divides(field: str, rows: int, mesh: Mesh, group_size: int = 1) -> None:
-    """That rows can be split over the devices, in whole groups.
+def check_decoded(batch_size: int, mesh: Mesh, group_size: int) -> None:
+    """That rows decoded at once can be split over the devices, and are whole groups. Raises ConfigError as below."""
+    field = "decoding.batch_size"
+    check_divides(field, batch_size, decoding_mesh(mesh))
+    if batch_size % group_size:
+        below = batch_size // group_size * group_size
+        near = " or ".join(str(rows) for rows in (below, below + group_size) if rows)
+        raise ConfigError(f"{field}: {batch_size} is not a multiple of group_size = {group_size}; nearest: {near}")
+
+
+def check_divides(field: str, rows: int, mesh: Mesh) -> None:
+    """That rows can be split over the devices.
 
     Raises ConfigError with the field, its value, the mesh axes and the nearest numbers of rows that can.
     """
-    problem = indivisible(field, rows, axes_of("batch"), mesh.shape, group_size)
+    problem = indivisible(field, rows, axes_of("batch"), mesh.shape)
     if problem:
         raise ConfigError(problem)
