@@ -53,8 +53,8 @@ LOGICAL_AXES: tuple[tuple[str, MeshAxes], ...] = (
     ("slots", None),
 )
 
-# What is split over the last of its mesh axes alone, or stays whole, where it does not divide over all of them. Anything
-# else is refused.
+# What is split over the last of its mesh axes alone, or stays whole, where it does not divide over all of them.
+# Anything else is refused.
 MAY_STAY_WHOLE = {
     "kv_heads": "query heads are split over more devices than there are key-value heads: each has all of these",
     "act_kv_heads": "as kv_heads",

@@ -85,5 +85,5 @@ def _block(size: int) -> int:
 
 
 def _result(x: Array, y: Array, tile_group: Array, sizes: Array) -> Array:
-    """An array like the result: asked for its shape, it also says over which axes of a `shard_map` the result varies."""
+    """An array like the result: asked for its shape, it also says over which axes of a `shard_map` that varies."""
     return (x[0, :, None] * y[0] * (sizes + tile_group[0])[:, None, None]).astype(jnp.float32)
