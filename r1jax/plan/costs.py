@@ -27,6 +27,7 @@ NO_TRAFFIC = frozenset(
         *("collective-permute-done", "send", "send-done", "recv", "recv-done"),
     )
 )
+GROUPED = ("ragged-dot", "grouped_weights")  # products with a group's matrix: XLA's, and `model.grouped_kernel`
 READS_A_PART = ("dynamic-slice", "slice", "gather")
 
 
@@ -58,7 +59,7 @@ def program_cost(program: Program, mesh: Mesh) -> Cost:
                 unknown[inner.source or inner.name] = None
                 continue
             flops += times * count
-            grouped += times * count * ("ragged-dot" in inner.opcode + inner.name + inner.source)
+            grouped += times * count * any(name in inner.opcode + inner.name + inner.source for name in GROUPED)
     return Cost(flops, grouped, tuple(unknown), moved, tuple(find_collectives(program, mesh)))
 
 
