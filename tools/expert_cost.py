@@ -4,10 +4,8 @@
 
 Measures, on one CPU device: forward and backward of one MoE layer (router, balance loss, routed and shared experts) on
 one batch; one decoding step of 64 tokens; and the optimiser's update of the layer's parameters, whose number grows with
-the experts. Assignments are those of a random router, near balance. The number of experts changes from run to run, so
-that all meet the same disturbances; each time is the smallest of the repeats, in seconds of processor time of this
-process, which other processes on the machine lengthen little. Pinned to one core, processor time is the time of one
-thread. Prints a table with the time over that of the fewest experts, and the exponent fitted to all.
+the experts. Assignments are those of a random router, near balance. Each time is the smallest of the repeats
+(`tools.processor_time`). Prints a table with the time over that of the fewest experts, and the exponent fitted to all.
 """
 
 from __future__ import annotations
@@ -15,24 +13,20 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import sys
-import time
-from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import rich.console
-import rich.table
 from flax.core import meta
 
 from r1jax.model.config import GQAConfig, ModelConfig, MoEConfig, RopeConfig
 from r1jax.model.moe import MoE
 from r1jax.types import Array, Params
+from tools.processor_time import Step, growth_table, least_seconds
 
 DECODED = 64  # sequences in a decoding step
-Step = Callable[[], Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +55,7 @@ def main() -> int:
     works = {count: layer_work(size, count) for count in flags.experts}
     for name in ("layer", "decode", "optimiser"):
         seconds = least_seconds({count: work[name] for count, work in works.items()}, flags.repeats)
-        rich.console.Console().print(cost_table(name, size, seconds))
+        rich.console.Console().print(growth_table("experts", f"{name}, {dataclasses.asdict(size)}", seconds))
     return 0
 
 
@@ -99,35 +93,6 @@ def layer_work(size: Size, experts: int) -> dict[str, Step]:
         "decode": lambda: decode(params, step_x, step_ids),
         "optimiser": lambda: update(params, state, params),
     }
-
-
-def least_seconds(steps: dict[int, Step], repeats: int) -> dict[int, float]:
-    """The smallest processor time of each, after one call that compiles."""
-    for step in steps.values():
-        jax.block_until_ready(step())
-    least = dict.fromkeys(steps, float("inf"))
-    for _ in range(repeats):
-        for count, step in steps.items():
-            start = time.process_time()
-            jax.block_until_ready(step())
-            least[count] = min(least[count], time.process_time() - start)
-    return least
-
-
-def exponent(seconds: dict[int, float]) -> float:
-    """Slope of log time over log number of experts, by least squares."""
-    counts, times = np.array(list(seconds)), np.array(list(seconds.values()))
-    return float(np.polyfit(np.log(counts), np.log(times), 1)[0])
-
-
-def cost_table(name: str, size: Size, seconds: dict[int, float]) -> rich.table.Table:
-    """Experts, milliseconds, and times over the fewest experts."""
-    fitted = f", exponent {exponent(seconds):.3f}" if len(seconds) > 1 else ""
-    table = rich.table.Table("experts", "ms", "over the fewest", title=f"{name}, {dataclasses.asdict(size)}{fitted}")
-    first = seconds[min(seconds)]
-    for count, value in seconds.items():
-        table.add_row(str(count), f"{1000 * value:.1f}", f"{value / first:.2f}")
-    return table
 
 
 if __name__ == "__main__":
