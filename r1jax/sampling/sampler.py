@@ -204,6 +204,13 @@ class Sampler:
         fill_in_rows(own, jax.tree.leaves(rollout.replace(prompt_tokens=None, prompt_lengths=None)))  # type: ignore[attr-defined]
         return rollout
 
+    def lay_out(self, params: Params) -> Params:
+        """The parameters where drawing wants them, which is where training has them, so that nothing moves, unless
+        `collect_weights` brings all but the experts' to every device. `sample` does it where it is not done."""
+        if self.mesh is None:
+            return params
+        return jax.device_put(params, jax.tree.map(lambda x: x.sharding, self.abstract.params))
+
     def _tell(
         self,
         blocks: list[Block],
@@ -248,9 +255,7 @@ class Sampler:
 
         rollout: has the prompts, and gets what rows drew that are no longer among the blocks.
         """
-        if self.mesh is not None:
-            shardings = jax.tree.map(lambda x: x.sharding, self.abstract.params)
-            params = jax.device_put(params, shardings)  # mostly there already
+        params = self.lay_out(params)
         blocks = self._prefill(params, rollout.prompt_tokens, rollout.prompt_lengths, keys)
         yield blocks
         step, have = 1, next(iter(self.abstract.ends), 1)  # tokens drawn, and the chunk that the caches are made for
