@@ -35,7 +35,7 @@ EXPERIMENT = Experiment(
         Curve("Helpfulness reward", "{arm}", "helpful/helpfulness", unit=""),
         Curve("Helpful, by rule", "{arm}", "helpful/accuracy"),
         Curve("Safety reward", "{arm}", "harmless/safety", unit=""),
-        Curve("Safe, by rule", "{arm}", "harmless/accuracy"),
+        Curve("Refused in good words, by rule", "{arm}", "harmless/accuracy"),
         Curve("Accuracy of the training batches, reasoning", "{arm}", "reasoning/accuracy"),
         Curve("KL to the reference", "{arm}", "kl_ref", "nats per token"),
     ),

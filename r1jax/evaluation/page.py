@@ -34,7 +34,7 @@ table { border-collapse: collapse; width: 100%; font-size: .92rem; font-variant-
 th, td { text-align: left; padding: .5rem .8rem; border-bottom: 1px solid var(--rule); vertical-align: top; }
 tr:last-child td, tr:last-child th { border-bottom: 0; }
 thead th { color: var(--muted); font-weight: 600; font-size: .82rem; }
-tbody th { font-weight: 500; }
+tbody th { font-weight: 500; min-width: 9rem; }
 tbody th.group { color: var(--muted); font-weight: 600; font-size: .82rem; padding-top: 1.1rem; }
 td { white-space: nowrap; }
 tbody tr:hover { background: #fafbfc; }
