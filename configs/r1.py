@@ -2,7 +2,7 @@
 
     python -m r1jax.train --config=configs/r1.py:tiny --workdir=runs/r1
 
-``:tiny``       a laptop's CPU (not yet timed alone): a base from nothing, R1-Zero, cold start, reasoning RL,
+``:tiny``       a laptop's CPU core, 50 to 55 minutes: a base from nothing, R1-Zero, cold start, reasoning RL,
                 rejection sampling, second fine-tuning from the base, reward models, RL for all scenarios, two distilled
                 students and one trained by RL instead, an evaluation after each, one report.
 (no argument)   the paper's pipeline on DeepSeek-V3-Base, 671B parameters; `--check` validates it and

@@ -141,7 +141,7 @@ class Experiment:
             )
         arm = self.arms[name]
         wanted = (arm.argument or self.argument).format(seed=int(seed or 0))
-        config = with_fields(to_plain(runpy.run_path(str(self.config))["get_config"](wanted)), arm.fields)
+        config = with_fields(runpy.run_path(str(self.config))["get_config"](wanted), arm.fields)
         if "steps" in config:
             config["title"] = f"{self.title}: {name}, seed {int(seed or 0)}"
             config.setdefault("reuse", ())  # a sweep gives it on the command line

@@ -13,6 +13,7 @@ from r1jax.data import reasoning_tasks
 from r1jax.data.chat import Chat, Message
 from r1jax.data.errors import DataError
 from r1jax.data.tokenizer import HuggingFaceTokenizer, SentencePieceTokenizer, Tokenizer
+from r1jax.model.config import ModelConfig
 from r1jax.processes import from_writer
 from r1jax.rewards.code.lint import LintUnavailableError
 from r1jax.rewards.combine import MODEL_PARTS, NONE, RewardConfig
@@ -164,14 +165,17 @@ def check_judge(judge: JudgeConfig, workdir: pathlib.Path, planned: Planned) -> 
             endpoint.check()
     else:
         model, tokenizer = known_policy(_policy_of(judge), workdir, planned)
-        if tokenizer is None:
-            return
-        prompt = _chat(tokenizer, judge.chat_format).prompt([Message(**m) for m in truth_conversation("", "", "")])
-        if len(prompt.tokens) + judge.max_new_tokens > model.max_positions:
-            raise ValueError(
-                f"max_new_tokens: {judge.max_new_tokens}; an empty question takes {len(prompt.tokens)} tokens, and the "
-                f"model's context is {model.max_positions}"
-            )
+        if tokenizer is not None:  # else when the policy has been made, before the stage that asks it draws anything
+            _check_room(judge, model, tokenizer)
+
+
+def _check_room(judge: JudgeConfig, model: ModelConfig, tokenizer: Tokenizer) -> None:
+    prompt = _chat(tokenizer, judge.chat_format).prompt([Message(**m) for m in truth_conversation("", "", "")])
+    if len(prompt.tokens) + judge.max_new_tokens > model.max_positions:
+        raise ValueError(
+            f"max_new_tokens: {judge.max_new_tokens}; an empty question takes {len(prompt.tokens)} tokens, and the "
+            f"model's context is {model.max_positions}"
+        )
 
 
 @contextlib.contextmanager
@@ -182,6 +186,7 @@ def open_chat_model(judge: JudgeConfig, workdir: pathlib.Path, mesh: Mesh) -> It
             yield endpoint
         return
     policy = load_policy(_policy_of(judge), workdir, mesh)
+    _check_room(judge, policy.model, policy.tokenizer)
     sampling = SamplingConfig(judge.max_new_tokens, temperature=judge.temperature)
     chat = _chat(policy.tokenizer, judge.chat_format)
     yield SamplerChat(policy.model, policy.params, policy.tokenizer, chat, sampling, judge.batch_size, mesh)
