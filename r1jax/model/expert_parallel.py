@@ -90,6 +90,21 @@ def buffer_rows(assignments: int, devices: int, how: Dispatch) -> int:
     return min(devices * assignments, max(math.ceil(how.factor * assignments), SMALLEST_BUFFER))
 
 
+class Buffer(NamedTuple):
+    """Sizes of a device's receive buffer."""
+
+    rows: int  # that it takes at a time
+    tile_size: int
+    slots: int  # rows of the array: every expert's filled up to whole tiles
+
+
+def buffer_of(assignments: int, devices: int, local_experts: int, how: Dispatch) -> Buffer:
+    """The buffer of a device with `local_experts` experts when each of `devices` devices has `assignments` rows."""
+    tile_size = choose_tile_size(assignments, local_experts, how.smallest_tile)
+    rows = buffer_rows(assignments, devices, how) if devices > 1 else assignments
+    return Buffer(rows, tile_size, num_tiles(rows, local_experts, tile_size) * tile_size)
+
+
 def sort_assignments(experts: Array, num_experts: int, axis: str) -> Assignments:
     """experts [N, A] int32; one outside 0..num_experts-1 goes nowhere. Gathers the counts along `axis`."""
     flat = experts.reshape(-1)
@@ -200,11 +215,8 @@ def _in_rounds(
     how: Dispatch, plan: Assignments, body: Callable[[Round, Any, Any], Any], initial: Any, operands: Any
 ) -> Any:
     """`body(round, carry, operands)` for every round, with the exchange of this platform."""
-    assignments = plan.order.size
     devices, experts = plan.counts.shape
-    tile_size = choose_tile_size(assignments, experts // devices, how.smallest_tile)
-    rows = buffer_rows(assignments, devices, how)
-    slots = num_tiles(rows, experts // devices, tile_size) * tile_size
+    rows, tile_size, slots = buffer_of(plan.order.size, devices, experts // devices, how)
     block = -(-rows // devices)
 
     def ragged(plan: Assignments, carry: Any, operands: Any) -> Any:

@@ -131,9 +131,9 @@ def fsdp_collectives(
 ) -> list[Collective]:
     """An estimate of what the partitioner adds for sharded parameters outside of `shard_map`.
 
-    Every parameter that is split over axes with rows of the batch is gathered in the type that is computed in, once for
-    each pass over the model; in training its gradient, in float32, is scattered over the same devices and summed over
-    the others that have rows.
+    Every parameter that is split over axes with other tokens is gathered in the type that is computed in, once for
+    each pass over the model; in training its gradient, in the same type, is scattered over the same devices and summed
+    over the others that have tokens: those along the batch axes, and along `sequence`.
 
     Args:
         params: ShapeDtypeStructs with shardings.
@@ -143,14 +143,14 @@ def fsdp_collectives(
         experts: those of the routed experts too, which `shard_map` gathers by hand.
     """
     found = []
-    batch = tuple(axis for axis in BATCH_AXES if mesh.shape[axis] > 1)
+    with_tokens = tuple(axis for axis in (*BATCH_AXES, "sequence") if mesh.shape[axis] > 1)
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         name = jax.tree_util.keystr(path, simple=True, separator="/")
         routed = "experts/" in name
         if routed and not experts:
             continue
         spec = [axis for entry in leaf.sharding.spec for axis in (entry if isinstance(entry, tuple) else (entry,))]
-        rows = tuple(axis for axis in batch if not (routed and axis == "expert"))
+        rows = tuple(axis for axis in with_tokens if not (routed and axis == "expert"))
         over = tuple(axis for axis in spec if axis in rows)
         shard = math.prod(leaf.sharding.shard_shape(leaf.shape))
         group = math.prod(mesh.shape[axis] for axis in over)
@@ -159,6 +159,6 @@ def fsdp_collectives(
             found.append(Collective("all-gather", over, group, sent, 1 + trains, name, group_along(over, mesh)))
         devices = math.prod(mesh.shape[axis] for axis in rows)
         if trains and devices > 1:
-            sent = sent_bytes("reduce-scatter", 4.0 * shard * group, devices)
+            sent = sent_bytes("reduce-scatter", float(compute_bytes) * shard * group, devices)
             found.append(Collective("reduce-scatter", rows, devices, sent, 1, name, group_along(rows, mesh)))
     return found

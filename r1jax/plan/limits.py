@@ -68,7 +68,8 @@ def _rows_limit(subject: Subject, topology: Topology, name: str) -> Limit:
     sampled = name.startswith(("decode", "prefill"))
     if sampled:
         assert isinstance(config, RLConfig)
-        multiple, now = batch_shards(decoding_mesh(mesh)) * config.group_size, config.decoding.batch_size
+        multiple = math.lcm(batch_shards(decoding_mesh(mesh)), config.group_size)
+        now = config.decoding.batch_size
         field = "decoding.batch_size"
     else:
         multiple = batch_shards(mesh)
@@ -93,7 +94,7 @@ def _with_rows(subject: Subject, field: str, size: int) -> Subject:
 def _length_limit(subject: Subject, topology: Topology, name: str) -> Limit:
     config = subject.config
     if isinstance(config, RLConfig):
-        now, field = config.response_limit(0), "tokens of a response"
+        now, field = config.longest_response, "tokens of a response"
     else:
         now, field = row_length(config), "tokens of a row"
     points = tuple((size, _peak(for_responses(subject, size), topology, name)) for size in (now // 2, now))

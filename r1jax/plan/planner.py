@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -10,7 +11,8 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from r1jax.model.config import ModelConfig
+from r1jax.model.config import MLAConfig, ModelConfig, MoEConfig
+from r1jax.model.expert_parallel import Dispatch, buffer_of
 from r1jax.model.mesh_check import check_mesh, model_size
 from r1jax.plan.chips import Topology
 from r1jax.plan.compile import Memory, PlanError, compile_for_tpu, tpu_devices
@@ -157,26 +159,38 @@ def balanced_flops(cost: Cost, step: PlannedStep, model: ModelConfig, mesh: Mesh
     """Operations of one device if every expert is given the same number of rows.
 
     Buffers of experts are made for loads that are not even, and grouped products skip the rows that no expert has. So
-    such products are counted at what the rows in use cost, as often as the program makes them, and never at more than
-    the buffers' full size.
+    such products, which a program's text has at the full size of their buffers, count as much as the buffers are full.
     """
     if not cost.grouped_flops or model.moe is None:
         return cost.flops
-    forward = 3 * 2.0 * step.assignments * model.width * model.moe.expert_dim * model.num_moe_layers
-    share = forward / mesh.devices.size
-    if not step.trains:
-        passes = 1
-    else:
-        passes = 3 if model.remat == "none" else 4
-    return cost.flops - cost.grouped_flops + min(cost.grouped_flops, passes * share)
+    return cost.flops - (1 - filled_share(step, model.moe, mesh)) * cost.grouped_flops
+
+
+def filled_share(step: PlannedStep, moe: MoEConfig, mesh: Mesh) -> float:
+    """Of the rows of a device's buffer of experts those that are filled if every expert is given the same number."""
+    rows = math.ceil(step.assignments / (mesh.devices.size // mesh.shape["tensor"]))
+    devices = mesh.shape["expert"]
+    how = Dispatch("expert", moe.exchange, moe.buffer_factor, moe.tile_size)
+    return rows / buffer_of(rows, devices, moe.num_experts // devices, how).slots
 
 
 def kernel_flops(cost: Cost, step: PlannedStep, model: ModelConfig, mesh: Mesh) -> float:
-    """Operations of one device in attention kernels, which do not tell theirs: two products forward, five backward.
+    """Operations of the slowest device in attention kernels, which do not tell theirs.
 
-    They skip what the causal mask hides, so whole rows are counted as the model counts them.
+    Forward two products, scores and sums; backward seven, since gradients of queries (3) and of keys and values (4)
+    are two kernels that both make the scores again. What the causal mask hides is skipped, so the rows' mean is what
+    the model counts; of a row that is split along `sequence` into s parts the last sees (2 - 1/s) times the mean, and
+    the others wait for it.
     """
     if not any("splash" in name for name in cost.unknown):
         return 0.0
-    forward = 1.0 if not step.trains or model.remat == "none" else 2.0
-    return step.attention_flops * (forward + 2.5 * step.trains) / mesh.devices.size
+    att = model.attention
+    keys, values = (
+        (att.qk_nope_head_dim + att.qk_rope_head_dim, att.v_head_dim)
+        if isinstance(att, MLAConfig)
+        else (att.head_dim, att.head_dim)
+    )
+    forward = 2.0 if step.trains and model.remat not in ("none", "attention") else 1.0
+    backward = (4 * keys + 3 * values) / (keys + values) if step.trains else 0.0
+    imbalance = 2 - 1 / mesh.shape["sequence"]
+    return imbalance * step.attention_flops * (forward + backward) / mesh.devices.size

@@ -16,14 +16,13 @@ from r1jax.plan.compile import PlanError
 from r1jax.plan.costs import bandwidth
 from r1jax.plan.jaxprs import fsdp_collectives
 from r1jax.plan.planner import Plan, make_plan, mesh_of
-from r1jax.plan.steps import row_length, rows_at_once, tree_bytes
+from r1jax.plan.steps import kept_bytes, row_length, rows_at_once
 from r1jax.plan.subject import Subject
 from r1jax.settings import ConfigError
 from r1jax.sharding import BATCH_AXES, MESH_AXES, MeshConfig
 from r1jax.stages.rl_config import RLConfig
 from r1jax.stages.state import placed_abstract_params
 
-STATE = 3  # arrays of the parameters' size that training keeps: themselves and two moments
 WIDEST_TENSOR = 16  # beyond, an all-reduce of activations costs more than it saves on any machine of the table
 
 
@@ -33,7 +32,7 @@ class Candidate:
 
     mesh: MeshConfig
     network: float  # seconds of one pass of training over a micro-batch
-    state: float  # bytes of a device: parameters, moments, gradients
+    state: float  # bytes of a device: parameters, optimiser state, gradients, reference
 
 
 def mesh_shapes(devices: int, slices: int = 1) -> Iterator[MeshConfig]:
@@ -61,7 +60,7 @@ def estimate(subject: Subject, topology: Topology, mesh: Mesh, shape: MeshConfig
     tokens = rows_at_once(subject.config) * row_length(subject.config) / shared
     found += activation_collectives(model, mesh, tokens, passes)
     network = sum(one.total / bandwidth(one, mesh, topology) for one in found)
-    return Candidate(shape, network, (STATE + 1) * tree_bytes(params))
+    return Candidate(shape, network, kept_bytes(subject.config, model, mesh))
 
 
 def activation_collectives(model: ModelConfig, mesh: Mesh, tokens: float, passes: int) -> list[Collective]:
@@ -77,7 +76,7 @@ def activation_collectives(model: ModelConfig, mesh: Mesh, tokens: float, passes
 
     found = moved("all-reduce", "tensor", array, 2 * model.num_layers * passes)
     if model.moe and model.num_moe_layers:
-        given = array * model.moe.num_active / mesh.shape["tensor"]
+        given = array * model.moe.num_active  # along `tensor` every device sends all of them
         found += moved("all-to-all", "expert", given, 2 * model.num_moe_layers * passes)
     attention = model.attention
     if isinstance(attention, MLAConfig):
@@ -117,8 +116,10 @@ def divides(subject: Subject, sizes: dict[str, int]) -> bool:
     except ConfigError:
         return False
     shards = math.prod(sizes[axis] for axis in BATCH_AXES)
-    if isinstance(config, RLConfig) and config.decoding.batch_size % (shards * sizes["sequence"] * config.group_size):
-        return False
+    if isinstance(config, RLConfig):  # as `stages.checks.check_decoded`
+        together = math.lcm(shards * sizes["sequence"], config.group_size)
+        if config.decoding.batch_size % together:
+            return False
     return rows_at_once(config) % shards == 0
 
 

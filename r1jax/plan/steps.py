@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 from r1jax.data.scored_rows import ScoredRows
 from r1jax.model.config import ModelConfig
 from r1jax.model.flops import attention_flops, forward_flops, sampling_flops, training_flops
+from r1jax.optim import make_optimizer
 from r1jax.sampling.decode import Decoder
 from r1jax.sampling.programs import Programs, rows_together
 from r1jax.sharding import batch_sharding, decoding_mesh
@@ -98,8 +99,8 @@ def rl_steps(config: RLConfig, model: ModelConfig, mesh: Mesh) -> list[PlannedSt
     trainer = rl.Trainer(config, model, mesh)
     state = abstract_state(model, trainer.optimizer, mesh)
     reference = trainer.abstract_reference(state.params)
-    tokens = config.micro_rows * config.row_length
-    length = config.prompt.width + config.response_limit(0)
+    program = config.micro_rows * config.row_length
+    tokens, length = config.micro_rows * filled_tokens(config), config.prompt.width + config.longest_response
     micro_batches = math.ceil(update_rows(config) / config.micro_rows)
     packed = packed_rows(mesh, config.micro_rows, config.row_length, config.shared_prompts)
     updates = config.updates_per_rollout
@@ -112,12 +113,10 @@ def rl_steps(config: RLConfig, model: ModelConfig, mesh: Mesh) -> list[PlannedSt
         tokens=tokens,
         model_flops=forward_flops(model, tokens, length),
         calls=2 * config.minibatches * micro_batches,  # of the policy and of the reference
-        assignments=_assignments(model, tokens),
-        attention_flops=attention_flops(model, tokens, config.row_length),
-        beside=(
-            state.opt_state,
-            state.params,
-        ),  # the reference, or the policy while a reference from the host is scored with
+        assignments=_assignments(model, program),
+        attention_flops=attention_flops(model, program, config.row_length),
+        # The reference, or the policy while a reference from the host is scored with.
+        beside=(state.opt_state, state.params),
     )
     batch = policy_batch(packed)
     gradients = (state.params, batch, jax.ShapeDtypeStruct((), jnp.float32))
@@ -131,13 +130,36 @@ def rl_steps(config: RLConfig, model: ModelConfig, mesh: Mesh) -> list[PlannedSt
     ]  # fmt: skip
 
 
+def sequences_in_row(config: RLConfig) -> int:
+    """Responses that a row holds if every prompt and response is as long as may be."""
+    prompt, response = config.prompt.width, config.longest_response
+    if not config.shared_prompts:
+        return max(config.row_length // (prompt + response - 1), 1)
+    return max((config.row_length - prompt) // response, 1)
+
+
+def filled_tokens(config: RLConfig) -> int:
+    """Tokens of such a row that are not filling."""
+    prompt, response = config.prompt.width, config.longest_response
+    if config.shared_prompts:
+        return min(prompt + sequences_in_row(config) * response, config.row_length)
+    return min(sequences_in_row(config) * (prompt + response), config.row_length)
+
+
 def update_rows(config: RLConfig) -> int:
     """Rows that one mini-batch fills if every prompt and response is as long as may be."""
     sequences = config.prompts * config.group_size // config.minibatches
-    prompt, response = config.prompt.width, config.response_limit(0)
-    if not config.shared_prompts:
-        return math.ceil(sequences / max(config.row_length // (prompt + response - 1), 1))
-    return math.ceil(sequences / max((config.row_length - prompt) // response, 1))
+    return math.ceil(sequences / sequences_in_row(config))
+
+
+def kept_bytes(config: StageConfig, model: ModelConfig, mesh: Mesh) -> float:
+    """Bytes of a device that training keeps: parameters, optimiser state, the sum of gradients, and RL's reference."""
+    optimizer = config.optimizer_config(LONG_RUN) if isinstance(config, SFTConfig) else config.optimizer
+    state = abstract_state(model, make_optimizer(optimizer), mesh)
+    width = jnp.dtype(model.param_dtype).itemsize
+    sums = tree_bytes(state.params) * jnp.dtype(jnp.float32).itemsize / width
+    reference = isinstance(config, RLConfig) and config.reference_memory == "device"
+    return tree_bytes((state.params, state.opt_state)) + sums + reference * tree_bytes(state.params)
 
 
 def sampling_steps(config: RLConfig, model: ModelConfig, mesh: Mesh, beside: tuple[Any, ...]) -> list[PlannedStep]:
@@ -146,7 +168,7 @@ def sampling_steps(config: RLConfig, model: ModelConfig, mesh: Mesh, beside: tup
     A decode step costs a constant and so much for every slot of the cache, so half of all steps at either end's cost
     are what all cost together. Stop tokens and strings do not change the programs but for the table's rows.
     """
-    decoding, limit = config.decoding, config.response_limit(0)
+    decoding, limit = config.decoding, config.longest_response
     sampling = decoding.sampling((), config.record_experts and model.num_moe_layers > 0)
     key_impl = jax.config.values["jax_default_prng_impl"]
     decoder = Decoder(model, sampling, decoding_mesh(mesh), key_impl)
@@ -266,8 +288,9 @@ def _accumulation(
 ) -> list[PlannedStep]:
     """The first micro-batch of an update, and where there are more the one that adds to it."""
     tokens, flops = work
-    rows = _assignments(model, tokens)
-    attention = attention_flops(model, tokens, jax.tree.leaves(arguments[1])[0].shape[-1])
+    shape = jax.tree.leaves(arguments[1])[0].shape  # of the batch; what fills its rows up is computed too
+    rows = _assignments(model, math.prod(shape))
+    attention = attention_flops(model, math.prod(shape), shape[-1])
     first = PlannedStep(
         name, size, trainer.accumulate.first, arguments, tokens, flops, updates, rows, beside, attention, trains=True
     )

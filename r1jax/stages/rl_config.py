@@ -141,3 +141,8 @@ class RLConfig:
     def response_limit(self, update: int) -> int:
         """Longest response, in tokens, of a rollout that starts at this update."""
         return length_limit(update, self.length_schedule) if self.length_schedule else self.decoding.max_new_tokens
+
+    @property
+    def longest_response(self) -> int:
+        """Longest response, in tokens, of any rollout."""
+        return max((limit for _, limit in self.length_schedule), default=self.decoding.max_new_tokens)

@@ -108,8 +108,11 @@ def add_accumulated(a: Accumulated, b: Accumulated) -> Accumulated:
 class GradientAccumulator:
     """Adds up the gradients of micro-batches: the first call makes the sums, later ones add to them in place.
 
-    In float32, whatever the parameters' type: in bfloat16 a sum stops growing at some 256 times what is added. Laid out
-    as `params`, shapes with shardings: left to itself the compiler keeps whole sums on every device.
+    Micro-batches add up in float32, whatever the parameters' type: in bfloat16 a sum stops growing at some 256 times
+    what is added. Within a micro-batch the parts of the devices are summed over the mesh in the type that is computed
+    in, since a weight's gradient leaves its product in that type: with dtype bfloat16 every such sum is rounded to 8
+    bits of mantissa. Laid out as `params`, shapes with shardings: left to itself the compiler keeps whole sums on every
+    device.
     """
 
     def __init__(self, gradients: Callable[..., Accumulated], params: Params) -> None:
