@@ -20,7 +20,7 @@ from r1jax.plan.chips import CHIPS, parse_topology
 from r1jax.plan.collectives import Collective, axes_of, find_collectives, replica_groups, sent_bytes
 from r1jax.plan.compile import PlanError, compile_here, read_assignment
 from r1jax.plan.costs import bandwidth, instruction_flops, program_cost, step_time, traffic
-from r1jax.plan.hlo import parse_program, parse_shapes
+from r1jax.plan.hlo import parse_program, parse_shapes, skipping_share
 from r1jax.plan.steps import PlannedStep, planned_steps, tree_bytes
 from r1jax.sharding import MeshConfig, make_mesh
 from r1jax.stages.rl_config import RLConfig
@@ -66,6 +66,51 @@ def test_a_loop_whose_end_depends_on_data_counts_once() -> None:
 
     program = compile_here(jax.jit(decode).lower(jnp.ones((8, 8)), 5)).program
     assert program_cost(program, mesh_of_eight(data=8)).flops == 2 * 8**3
+    assert program_cost(program, mesh_of_eight(data=8), iterations=32).flops == 32 * 2 * 8**3
+
+
+PEELED = """HloModule m
+
+%body (p: (s32[], f32[8,8])) -> (s32[], f32[8,8]) {
+  %p = (s32[], f32[8,8]{1,0}) parameter(0)
+  %i = s32[] get-tuple-element(%p), index=0
+  %x = f32[8,8]{1,0} get-tuple-element(%p), index=1
+  %y = f32[8,8]{1,0} dot(%x, %x), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+  ROOT %out = (s32[], f32[8,8]{1,0}) tuple(%i, %y)
+}
+
+%until (q: (s32[], f32[8,8])) -> pred[] {
+  %q = (s32[], f32[8,8]{1,0}) parameter(0)
+  %j = s32[] get-tuple-element(%q), index=0
+  %n = s32[] constant(5)
+  ROOT %less = pred[] compare(%j, %n), direction=LT
+}
+
+ENTRY %main (a: f32[8,8]) -> (s32[], f32[8,8]) {
+  %a = f32[8,8]{1,0} parameter(0)
+  %one = s32[] constant(1)
+  %copy.11 = s32[] copy(%one)
+  %first = f32[8,8]{1,0} dot(%a, %a), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+  %in = (s32[], f32[8,8]{1,0}) tuple(%copy.11, %first)
+  ROOT %loop = (s32[], f32[8,8]{1,0}) while(%in), condition=%until, body=%body
+}
+"""
+
+
+def test_a_loop_whose_first_round_is_run_before_it_counts_one_less() -> None:
+    assert program_cost(parse_program(PEELED), mesh_of_eight(data=8)).flops == (1 + 4) * 2 * 8**3
+
+
+def test_of_loops_within_one_another_only_the_outer_one_is_given_its_iterations() -> None:
+    def decode(x, limit):
+        def token(s):
+            rounds = jax.lax.while_loop(lambda r: r[0] < limit, lambda r: (r[0] + 1, r[1] @ r[1]), (0, s[1]))
+            return s[0] + 1, rounds[1]
+
+        return jax.lax.while_loop(lambda s: s[0] < limit, token, (0, x))[1] @ x
+
+    program = compile_here(jax.jit(decode).lower(jnp.ones((8, 8)), 5)).program
+    assert program_cost(program, mesh_of_eight(data=8), iterations=32).flops == (32 + 1) * 2 * 8**3
 
 
 BATCHED = """HloModule m
@@ -128,6 +173,31 @@ def test_of_stacked_weights_only_the_layer_in_use_is_moved_and_on_chip_memory_is
     main, layer = program.computations["main"], 64 * 64 * 4
     assert traffic(program, main["layer"], main) == layer + 4  # read one layer and its number; the result stays on chip
     assert traffic(program, main["all"], main) == layer + 4  # written in place; what is written comes from on chip
+
+
+def test_a_conditional_that_skips_blocks_of_keys_runs_as_often_as_causal_rows_need() -> None:
+    def attend(x, needed):
+        def keys(_, wanted):
+            def queries(_, want):
+                return None, jax.lax.cond(want, lambda y: y @ y, lambda y: y, x)
+
+            return None, jax.lax.scan(queries, None, wanted)[1]
+
+        return jax.lax.scan(keys, None, needed)[1]
+
+    program = compile_here(jax.jit(attend).lower(jnp.ones((8, 8)), jnp.ones((4, 4), bool))).program
+    # Of 4 x 4 pairs of blocks 1 + 2 + 3 + 4 are needed.
+    assert program_cost(program, mesh_of_eight(data=8)).flops == 10 * 2 * 8**3
+    assert skipping_share((12, 4, 8)) == (1 + 2 + 3 + 4) * 2 / (4 * 8)  # two blocks of queries to one of keys
+    assert skipping_share((1, 1)) == 1
+
+
+def test_of_two_branches_that_both_work_the_larger_counts_in_full() -> None:
+    def choose(x, which):
+        return jax.lax.cond(which, lambda y: (y @ y) @ y, lambda y: y @ y, x)
+
+    program = compile_here(jax.jit(choose).lower(jnp.ones((8, 8)), True)).program
+    assert program_cost(program, mesh_of_eight(data=8)).flops == 2 * 2 * 8**3
 
 
 def test_shapes_are_read_with_their_memory() -> None:

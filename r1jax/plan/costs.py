@@ -24,7 +24,7 @@ NO_TRAFFIC = frozenset(
         *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "call", "conditional"),
         *("after-all", "partition-id", "replica-id", "add-dependency", "opt-barrier", "domain"),
         *("async-start", "async-update", "async-done", "copy-done", "all-gather-done", "all-reduce-done"),
-        *("collective-permute-done", "send", "send-done", "recv", "recv-done"),
+        *("collective-permute-done", "send-done", "recv-done"),
     )
 )
 GROUPED = ("ragged-dot", "grouped_weights")  # products with a group's matrix: XLA's, and `model.grouped_kernel`
@@ -47,11 +47,11 @@ class Cost:
         return sum(one.total for one in self.collectives)
 
 
-def program_cost(program: Program, mesh: Mesh) -> Cost:
-    """Walks the program once."""
+def program_cost(program: Program, mesh: Mesh, iterations: float = 1.0) -> Cost:
+    """Walks the program once; `iterations`: of a loop whose end depends on data (`Program.run`)."""
     flops = grouped = moved = 0.0
     unknown: dict[str, None] = {}
-    for instruction, computation, times in program.run():
+    for instruction, computation, times in program.run(iterations):
         moved += times * traffic(program, instruction, computation)
         for inner, scope in ((instruction, computation), *program.within(instruction)):
             count = instruction_flops(inner, scope)
@@ -60,7 +60,7 @@ def program_cost(program: Program, mesh: Mesh) -> Cost:
                 continue
             flops += times * count
             grouped += times * count * any(name in inner.opcode + inner.name + inner.source for name in GROUPED)
-    return Cost(flops, grouped, tuple(unknown), moved, tuple(find_collectives(program, mesh)))
+    return Cost(flops, grouped, tuple(unknown), moved, tuple(find_collectives(program, mesh, iterations)))
 
 
 def instruction_flops(instruction: Instruction, scope: Computation) -> float | None:
@@ -129,7 +129,9 @@ def traffic(program: Program, instruction: Instruction, scope: Computation) -> f
     """
     if instruction.opcode in NO_TRAFFIC:
         return 0.0
-    written = instruction.shapes[:1] if instruction.opcode.endswith("-start") else instruction.shapes
+    written = instruction.shapes
+    if instruction.opcode.endswith(("-start", "recv", "send")):  # a tuple of what is written and of what is not
+        written = () if instruction.opcode == "send" else written[:1]
     if instruction.opcode in READS_A_PART:
         return 2 * _in_memory(instruction.shapes)
     operands = [scope[name] for name in instruction.operands if name in scope]
