@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import types
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
@@ -17,10 +15,10 @@ from r1jax.model.flops import forward_flops
 from r1jax.model.presets import PRESETS
 from r1jax.plan import jaxprs, limits, planner, report, search, subject
 from r1jax.plan.chips import CHIPS, parse_topology
-from r1jax.plan.collectives import Collective, axes_of, find_collectives, replica_groups, sent_bytes
+from r1jax.plan.collectives import axes_of, find_collectives, replica_groups, sent_bytes
 from r1jax.plan.compile import PlanError, compile_here, read_assignment
-from r1jax.plan.costs import bandwidth, instruction_flops, program_cost, step_time, traffic
-from r1jax.plan.hlo import parse_program, parse_shapes
+from r1jax.plan.costs import instruction_flops, program_cost, traffic
+from r1jax.plan.hlo import parse_program, parse_shapes, skipping_share
 from r1jax.plan.steps import PlannedStep, planned_steps, tree_bytes
 from r1jax.sharding import MeshConfig, make_mesh
 from r1jax.stages.rl_config import RLConfig
@@ -66,6 +64,51 @@ def test_a_loop_whose_end_depends_on_data_counts_once() -> None:
 
     program = compile_here(jax.jit(decode).lower(jnp.ones((8, 8)), 5)).program
     assert program_cost(program, mesh_of_eight(data=8)).flops == 2 * 8**3
+    assert program_cost(program, mesh_of_eight(data=8), iterations=32).flops == 32 * 2 * 8**3
+
+
+PEELED = """HloModule m
+
+%body (p: (s32[], f32[8,8])) -> (s32[], f32[8,8]) {
+  %p = (s32[], f32[8,8]{1,0}) parameter(0)
+  %i = s32[] get-tuple-element(%p), index=0
+  %x = f32[8,8]{1,0} get-tuple-element(%p), index=1
+  %y = f32[8,8]{1,0} dot(%x, %x), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+  ROOT %out = (s32[], f32[8,8]{1,0}) tuple(%i, %y)
+}
+
+%until (q: (s32[], f32[8,8])) -> pred[] {
+  %q = (s32[], f32[8,8]{1,0}) parameter(0)
+  %j = s32[] get-tuple-element(%q), index=0
+  %n = s32[] constant(5)
+  ROOT %less = pred[] compare(%j, %n), direction=LT
+}
+
+ENTRY %main (a: f32[8,8]) -> (s32[], f32[8,8]) {
+  %a = f32[8,8]{1,0} parameter(0)
+  %one = s32[] constant(1)
+  %copy.11 = s32[] copy(%one)
+  %first = f32[8,8]{1,0} dot(%a, %a), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+  %in = (s32[], f32[8,8]{1,0}) tuple(%copy.11, %first)
+  ROOT %loop = (s32[], f32[8,8]{1,0}) while(%in), condition=%until, body=%body
+}
+"""
+
+
+def test_a_loop_whose_first_round_is_run_before_it_counts_one_less() -> None:
+    assert program_cost(parse_program(PEELED), mesh_of_eight(data=8)).flops == (1 + 4) * 2 * 8**3
+
+
+def test_of_loops_within_one_another_only_the_outer_one_is_given_its_iterations() -> None:
+    def decode(x, limit):
+        def token(s):
+            rounds = jax.lax.while_loop(lambda r: r[0] < limit, lambda r: (r[0] + 1, r[1] @ r[1]), (0, s[1]))
+            return s[0] + 1, rounds[1]
+
+        return jax.lax.while_loop(lambda s: s[0] < limit, token, (0, x))[1] @ x
+
+    program = compile_here(jax.jit(decode).lower(jnp.ones((8, 8)), 5)).program
+    assert program_cost(program, mesh_of_eight(data=8), iterations=32).flops == (32 + 1) * 2 * 8**3
 
 
 BATCHED = """HloModule m
@@ -130,6 +173,31 @@ def test_of_stacked_weights_only_the_layer_in_use_is_moved_and_on_chip_memory_is
     assert traffic(program, main["all"], main) == layer + 4  # written in place; what is written comes from on chip
 
 
+def test_a_conditional_that_skips_blocks_of_keys_runs_as_often_as_causal_rows_need() -> None:
+    def attend(x, needed):
+        def keys(_, wanted):
+            def queries(_, want):
+                return None, jax.lax.cond(want, lambda y: y @ y, lambda y: y, x)
+
+            return None, jax.lax.scan(queries, None, wanted)[1]
+
+        return jax.lax.scan(keys, None, needed)[1]
+
+    program = compile_here(jax.jit(attend).lower(jnp.ones((8, 8)), jnp.ones((4, 4), bool))).program
+    # Of 4 x 4 pairs of blocks 1 + 2 + 3 + 4 are needed.
+    assert program_cost(program, mesh_of_eight(data=8)).flops == 10 * 2 * 8**3
+    assert skipping_share((12, 4, 8)) == (1 + 2 + 3 + 4) * 2 / (4 * 8)  # two blocks of queries to one of keys
+    assert skipping_share((1, 1)) == 1
+
+
+def test_of_two_branches_that_both_work_the_larger_counts_in_full() -> None:
+    def choose(x, which):
+        return jax.lax.cond(which, lambda y: (y @ y) @ y, lambda y: y @ y, x)
+
+    program = compile_here(jax.jit(choose).lower(jnp.ones((8, 8)), True)).program
+    assert program_cost(program, mesh_of_eight(data=8)).flops == 2 * 2 * 8**3
+
+
 def test_shapes_are_read_with_their_memory() -> None:
     one, two = parse_shapes("(f32[8,2]{1,0:T(8,128)S(1)}, /*index=1*/bf16[3]{0:T(128)(2,1)}, token[])")[:2]
     assert (one.sizes, one.bytes, one.on_chip) == ((8, 2), 64, True)
@@ -192,39 +260,6 @@ def test_a_group_lies_along_the_axes_in_which_its_places_differ() -> None:
     mesh = mesh_of_eight(fsdp=2, expert=2, tensor=2)
     assert axes_of([0, 4], mesh) == ("fsdp",)
     assert axes_of([1, 3, 5, 7], mesh) == ("fsdp", "expert")
-
-
-def torus(topology: str) -> types.SimpleNamespace:
-    """A mesh of devices with coordinates, the first axis of the torus slowest."""
-    shape = parse_topology(topology).shape
-    devices = [types.SimpleNamespace(coords=coords) for coords in np.ndindex(*shape)]
-    return types.SimpleNamespace(devices=np.array(devices, object))
-
-
-def test_the_network_is_as_wide_as_the_rings_a_group_closes() -> None:
-    v5p, mesh = parse_topology("v5p:4x4x8"), torus("v5p:4x4x8")
-
-    def rate(kind: str, devices: tuple[int, ...]) -> float:
-        return bandwidth(Collective(kind, ("fsdp",), len(devices), 1.0, 1, "", devices), mesh, v5p) / 90e9
-
-    assert rate("all-gather", tuple(range(8))) == 2  # the ring along the last axis, both ways
-    assert rate("all-gather", tuple(range(4))) == 1  # half of it is a line
-    assert rate("all-gather", tuple(range(32))) == 4  # two axes
-    assert rate("all-to-all", tuple(range(8))) == 1  # a ring of 8: each link carries 8 / 8 of what one device sends
-    assert rate("all-to-all", tuple(range(32))) == 1  # the longest axis decides
-    gpus, fake = parse_topology("h100:8x2"), types.SimpleNamespace(devices=np.zeros(16))
-    within = Collective("all-gather", ("tensor",), 8, 1.0, 1, "", tuple(range(8)))
-    across = dataclasses.replace(within, devices=tuple(range(0, 16, 2)))
-    assert bandwidth(within, fake, gpus) == 450e9
-    assert bandwidth(across, fake, gpus) == 50e9
-
-
-def test_the_roofline_of_a_hand_worked_step() -> None:
-    v5p, mesh = parse_topology("v5p:4x4x8"), torus("v5p:4x4x8")
-    gather = Collective("all-gather", ("fsdp",), 8, 180e9, 2, "", tuple(range(8)))
-    time = step_time(459e12 * 3, 2.765e12, (gather,), mesh, v5p)
-    assert (time.compute, time.memory, time.network) == (3, 1, 2)
-    assert (time.overlapped, time.predicted, time.bound) == (3, 5, "compute")
 
 
 # Memory ---------------------------------------------------------------------------------------------------------------

@@ -2,7 +2,8 @@
 
 Sources: the Cloud TPU documentation and the JAX scaling book for TPUs (where the two differ, the documentation); the
 scaling book for H100, MLPerf system files for H200, public spec sheets for B200. `usable` memory of TPUs is what the
-compiler (libtpu 0.0.42) says it has; of GPUs what XLA takes by default, three quarters, is not used: all counts.
+compiler (libtpu 0.0.42) says it has, for v5p more than the 95 GiB that the documentation sells: the compiler's figure
+is the one that a program is refused by. Of GPUs what XLA takes by default, three quarters, is not used: all counts.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ class Chip:
     network: float  # one way, for each chip, between slices or hosts
     largest: int  # chips of one slice, or GPUs of one NVLink domain
     devices: int = 1  # devices that JAX sees of one chip
+    config: str = ""  # how libtpu is to see the chip, where its own choice is not what the cloud rents out
 
     @property
     def device(self) -> Chip:
@@ -38,16 +40,18 @@ class Chip:
         return dataclasses.replace(self, **shares, link=self.link / parts, devices=1)
 
 
-# network: the scaling book's 25 GB/s a host of four v5p chips; of the others the same, for want of a source. GPUs: one
-# 400 Gb/s adapter each.
+# network, from the Cloud TPU documentation: v5p 50 Gb/s and tpu7x 100 Gb/s a chip; a pod of 256 chips has 6.4 Tb/s of
+# v5e and 25.6 Tb/s of v6e. v4: 25 GB/s a host of four chips, which the scaling book has as typical; the documentation
+# says nothing of it. GPUs: one 400 Gb/s adapter each.
+# v4: the cloud joins the two cores of a chip to one device ("megacore"), which libtpu does only if asked to.
 CHIPS: dict[str, Chip] = {
     chip.name: chip
     for chip in (
-        Chip("v4", "tpu", 275e12, 32 * GIB, 30.5 * GIB, 1.2e12, 45e9, 3, 6.25e9, 4096, devices=2),
-        Chip("v5e", "tpu", 197e12, 16e9, 15.75 * GIB, 0.819e12, 50e9, 2, 6.25e9, 256),
+        Chip("v4", "tpu", 275e12, 32 * GIB, 30.75 * GIB, 1.2e12, 45e9, 3, 6.25e9, 4096, config="megacore"),
+        Chip("v5e", "tpu", 197e12, 16e9, 15.75 * GIB, 0.819e12, 50e9, 2, 3.125e9, 256),
         Chip("v5p", "tpu", 459e12, 95 * GIB, 95.74 * GIB, 2.765e12, 90e9, 3, 6.25e9, 8960),
-        Chip("v6e", "tpu", 918e12, 32 * GIB, 31.25 * GIB, 1.638e12, 100e9, 2, 6.25e9, 256),
-        Chip("tpu7x", "tpu", 2307e12, 192 * GIB, 189.5 * GIB, 7.38e12, 100e9, 3, 6.25e9, 9216, devices=2),
+        Chip("v6e", "tpu", 918e12, 32 * GIB, 31.25 * GIB, 1.638e12, 100e9, 2, 12.5e9, 256),
+        Chip("tpu7x", "tpu", 2307e12, 192 * GIB, 189.5 * GIB, 7.38e12, 100e9, 3, 12.5e9, 9216, devices=2),
         Chip("h100", "cuda", 989e12, 80e9, 80e9, 3.35e12, 450e9, 0, 50e9, 8),
         Chip("h200", "cuda", 989e12, 141e9, 141e9, 4.8e12, 450e9, 0, 50e9, 8),
         Chip("b200", "cuda", 2250e12, 192e9, 180e9, 8e12, 900e9, 0, 50e9, 8),
@@ -73,6 +77,18 @@ class Topology:
     def slice_name(self) -> str:
         """Of one slice, as libtpu knows it."""
         return f"{self.chip.name}:{'x'.join(map(str, self.shape))}"
+
+    @property
+    def closed(self) -> tuple[bool, ...]:
+        """Which axes of a TPU slice are rings, links joining the last chip to the first; the others are lines.
+
+        With three axes (v4, v5p, tpu7x) chips stand in cubes of 4x4x4, which optical switches join: slices of whole
+        cubes are rings along every axis, smaller ones along none (Cloud TPU documentation of v5p). With two (v5e, v6e)
+        only an axis as long as the pod's edge, 16, is one (scaling book, "How to Think About TPUs").
+        """
+        if self.chip.axes == 3:
+            return (all(size % 4 == 0 for size in self.shape),) * 3
+        return tuple(size == math.isqrt(self.chip.largest) for size in self.shape)
 
     @property
     def chips(self) -> int:

@@ -21,6 +21,16 @@ KINDS = (
     "collective-permute",
     "collective-broadcast",
 )
+# What libtpu writes of traffic between slices, which the hosts carry: the collective that their runtime makes of a
+# `send`. Of a collective over slices and over chips of a slice the part within slices is written beside it, as a
+# collective of its own, so that what is sent here is one device's share.
+TRANSFERS = {
+    "ALL_GATHER": "all-gather",
+    "ALL_REDUCE": "all-reduce",
+    "REDUCE_SCATTER": "reduce-scatter",
+    "ALL_TO_ALL": "all-to-all",
+    "ONE_TO_ONE": "collective-permute",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,25 +114,57 @@ def group_along(axes: tuple[str, ...], mesh: Mesh) -> tuple[int, ...]:
     return tuple(int(place) for place in places[first].reshape(-1))
 
 
-def find_collectives(program: Program, mesh: Mesh) -> list[Collective]:
-    """Every collective of the program, equal ones joined, the one that moves the most first."""
+def find_collectives(program: Program, mesh: Mesh, iterations: float = 1.0) -> list[Collective]:
+    """Every collective of the program, equal ones joined, the one that moves the most first.
+
+    `iterations`: of loops whose end depends on data (`Program.run`).
+    """
     found: dict[tuple[str, tuple[str, ...], int, float, str], Collective] = {}
-    for instruction, computation, times in program.run():
-        kind = instruction.opcode.removesuffix("-start")
-        if kind not in KINDS:
-            continue
-        one = _collective(kind, instruction, computation, times, mesh)
-        if one is None:
-            continue
-        key = (one.kind, one.axes, one.group, one.bytes, one.source)
-        known = found.get(key)
-        found[key] = one if known is None else dataclasses.replace(known, times=known.times + times)
+    for instruction, computation, times in program.run(iterations):
+        for inner, scope in ((instruction, computation), *program.within(instruction)):
+            one = _between_slices(inner, scope, times, mesh)
+            one = one or _collective(_kind(inner, instruction), inner, scope, times, mesh)
+            if one is None:
+                continue
+            one = dataclasses.replace(one, source=one.source or _source(instruction))
+            key = (one.kind, one.axes, one.group, one.bytes, one.source)
+            known = found.get(key)
+            found[key] = one if known is None else dataclasses.replace(known, times=known.times + times)
     return sorted(found.values(), key=lambda one: -one.total)
+
+
+def _kind(instruction: Instruction, run: Instruction) -> str:
+    """Of an instruction that is run by itself or within the fusion `run`: one of KINDS, or empty.
+
+    libtpu writes a reduce-scatter as a fusion of an all-reduce and of the slice that the device keeps of it, and calls
+    the computation `all-reduce-scatter`: what is run sends no more than a reduce-scatter.
+    """
+    kind = instruction.opcode.removesuffix("-start")
+    if kind == "all-reduce" and (run.called("calls") or "").startswith("all-reduce-scatter"):
+        return "reduce-scatter"
+    return kind if kind in KINDS else ""
+
+
+def _source(instruction: Instruction) -> str:
+    return re.sub(r"^jit\([^)]*\)/", "", instruction.source)
+
+
+def _between_slices(send: Instruction, computation: Computation, times: float, mesh: Mesh) -> Collective | None:
+    """A `send` to other slices; one to the own host is none."""
+    transfer = re.search(r'_xla_megascale_transfer_type="(\w+)"', send.attributes) if send.opcode == "send" else None
+    if transfer is None:
+        return None
+    kind, slices = TRANSFERS.get(transfer[1], "collective-permute"), mesh.shape["slice"]
+    given = sum(shape.bytes for shape in computation[send.operands[0]].shapes)
+    devices = group_along(("slice",), mesh)
+    return Collective(kind, ("slice",), slices, sent_bytes(kind, given, slices), times, _source(send), devices)
 
 
 def _collective(
     kind: str, instruction: Instruction, computation: Computation, times: float, mesh: Mesh
 ) -> Collective | None:
+    if not kind:
+        return None
     groups = replica_groups(instruction.attributes)
     if kind == "collective-permute":
         groups = [pair for pair in groups if pair[0] != pair[1]]
@@ -140,13 +182,12 @@ def _collective(
     for one in groups if kind == "collective-permute" else [group]:
         varying = tuple(name for name in mesh.shape if name in varying or name in axes_of(one, mesh))
     whole = kind == "collective-permute" or math.prod(mesh.shape[name] for name in varying) == len(group)
-    source = re.sub(r"^jit\([^)]*\)/", "", instruction.source)
     return Collective(
         kind=kind,
         axes=varying if whole else (),
         group=len(group),
         bytes=sent_bytes(kind, given, len(group)),
         times=times,
-        source=source,
+        source=_source(instruction),
         devices=tuple(group),
     )

@@ -71,7 +71,9 @@ def tpu_devices(topology: Topology) -> Sequence[Any]:
         raise PlanError(
             f"topology: {topology.name} is compiled by libtpu, which is not there: python -m pip install 'r1jax[plan]'"
         )
-    more = {"num_slices": topology.slices} if topology.slices > 1 else {}
+    more: dict[str, Any] = {"num_slices": topology.slices} if topology.slices > 1 else {}
+    if topology.chip.config:
+        more["chip_config_name"] = topology.chip.config
     try:
         described = topologies.get_topology_desc(platform="tpu", topology_name=topology.slice_name, **more)
     except (jax.errors.JaxRuntimeError, ValueError) as error:

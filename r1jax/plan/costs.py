@@ -7,7 +7,9 @@ network with the rest takes the sum.
 
 from __future__ import annotations
 
+import collections
 import dataclasses
+import itertools
 import math
 import re
 
@@ -24,10 +26,11 @@ NO_TRAFFIC = frozenset(
         *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "call", "conditional"),
         *("after-all", "partition-id", "replica-id", "add-dependency", "opt-barrier", "domain"),
         *("async-start", "async-update", "async-done", "copy-done", "all-gather-done", "all-reduce-done"),
-        *("collective-permute-done", "send", "send-done", "recv", "recv-done"),
+        *("collective-permute-done", "send-done", "recv-done"),
     )
 )
 GROUPED = ("ragged-dot", "grouped_weights")  # products with a group's matrix: XLA's, and `model.grouped_kernel`
+ALL_TO_ALL = ("all-to-all", "ragged-all-to-all")
 READS_A_PART = ("dynamic-slice", "slice", "gather")
 
 
@@ -47,11 +50,11 @@ class Cost:
         return sum(one.total for one in self.collectives)
 
 
-def program_cost(program: Program, mesh: Mesh) -> Cost:
-    """Walks the program once."""
+def program_cost(program: Program, mesh: Mesh, iterations: float = 1.0) -> Cost:
+    """Walks the program once; `iterations`: of a loop whose end depends on data (`Program.run`)."""
     flops = grouped = moved = 0.0
     unknown: dict[str, None] = {}
-    for instruction, computation, times in program.run():
+    for instruction, computation, times in program.run(iterations):
         moved += times * traffic(program, instruction, computation)
         for inner, scope in ((instruction, computation), *program.within(instruction)):
             count = instruction_flops(inner, scope)
@@ -60,7 +63,7 @@ def program_cost(program: Program, mesh: Mesh) -> Cost:
                 continue
             flops += times * count
             grouped += times * count * any(name in inner.opcode + inner.name + inner.source for name in GROUPED)
-    return Cost(flops, grouped, tuple(unknown), moved, tuple(find_collectives(program, mesh)))
+    return Cost(flops, grouped, tuple(unknown), moved, tuple(find_collectives(program, mesh, iterations)))
 
 
 def instruction_flops(instruction: Instruction, scope: Computation) -> float | None:
@@ -129,7 +132,9 @@ def traffic(program: Program, instruction: Instruction, scope: Computation) -> f
     """
     if instruction.opcode in NO_TRAFFIC:
         return 0.0
-    written = instruction.shapes[:1] if instruction.opcode.endswith("-start") else instruction.shapes
+    written = instruction.shapes
+    if instruction.opcode.endswith(("-start", "recv", "send")):  # a tuple of what is written and of what is not
+        written = () if instruction.opcode == "send" else written[:1]
     if instruction.opcode in READS_A_PART:
         return 2 * _in_memory(instruction.shapes)
     operands = [scope[name] for name in instruction.operands if name in scope]
@@ -199,26 +204,69 @@ def step_time(flops: float, moved: float, collectives: tuple[Collective, ...], m
 
 
 def bandwidth(collective: Collective, mesh: Mesh, topology: Topology) -> float:
-    """Bytes a second that a device can send in a collective.
+    """Bytes a second that a device can send in a collective; other collectives at the same time are not considered.
 
-    On a torus a group that extends along k of its axes sends over k rings, both ways round where the ring is closed
-    (an axis of a multiple of four chips that the group spans). In an all-to-all the longest axis decides: what is sent
-    goes a quarter round on average, and of an open line half of it through the middle. On GPUs: the switch's rate
-    within a host, the adapter's beyond. Other collectives at the same time are not considered.
+    Over slices and over chips of a slice: one phase after the other. Of what a ring of n devices in s slices sends,
+    (s - 1) / (n - 1) crosses, since every device of a slice sends its own share of the slice's bytes on; in an
+    all-to-all, all that is for other slices. libtpu writes the two phases apart (`collectives.TRANSFERS`): a group over
+    both is one that was estimated from a trace.
+    """
+    if topology.chip.platform == "cuda":
+        return _switched(collective, topology)
+    if "slice" not in collective.axes:
+        return _torus(collective, mesh, topology)
+    slices = mesh.shape["slice"]
+    chips = collective.group // slices
+    if chips <= 1:
+        return topology.chip.device.network
+    crosses = (slices - 1) / (collective.group - 1) * (chips if collective.kind in ALL_TO_ALL else 1)
+    within = _torus(dataclasses.replace(collective, group=chips), mesh, topology)
+    return 1 / (crosses / topology.chip.device.network + (1 - crosses) / within)
+
+
+def _switched(collective: Collective, topology: Topology) -> float:
+    """On GPUs: the switch's rate within a host; beyond it a group's GPUs of a host share what crosses.
+
+    A ring enters and leaves a host once. With g of its GPUs in a host, g rings run at once, each with one g-th of the
+    bytes and leaving by another GPU's adapter. In an all-to-all every adapter carries what its GPU has for other hosts.
     """
     device = topology.chip.device
-    if "slice" in collective.axes:
-        return device.network
-    if topology.chip.platform == "cuda":
-        hosts = {place // topology.shape[0] for place in collective.devices}
-        return device.link if len(hosts) == 1 else device.network
+    hosts = collections.Counter(place // topology.shape[0] for place in collective.devices)
+    if len(hosts) == 1:
+        return device.link
+    inside = min(hosts.values())
+    if collective.kind in ALL_TO_ALL:
+        return min(device.link, device.network * (collective.group - 1) / (collective.group - inside))
+    return min(device.link, device.network * (1 if collective.kind == "collective-permute" else inside))
+
+
+def _torus(collective: Collective, mesh: Mesh, topology: Topology) -> float:
+    """On a torus a group that extends along k of its axes sends over k rings, both ways round where they are closed.
+
+    In an all-to-all the longest axis decides: what a device gives goes a quarter round on average, the part that it
+    keeps counted, and of what a line's devices give a quarter goes through the middle each way. Every device is in a
+    group, and all groups send at once: those with places between a group's own share its links.
+    """
+    link = topology.chip.device.link
     chips = [mesh.devices.flat[place].coords for place in collective.devices]
-    extents = [{coords[axis] for coords in chips} for axis in range(len(topology.shape))]
     rings, crossed = 0.0, math.inf
-    for extent, size in zip(extents, topology.shape, strict=True):
+    for axis, (size, closed) in enumerate(zip(topology.shape, topology.closed, strict=True)):
+        extent = {coords[axis] for coords in chips}
         if len(extent) > 1:
-            closed = len(extent) == size and size % 4 == 0
-            rings += 2 if closed else 1
-            crossed = min(crossed, (8 if closed else 4) * device.link / len(extent))
-    rate = max(rings, 1.0) * device.link
-    return min(rate, crossed) if collective.kind in ("all-to-all", "ragged-all-to-all") else rate
+            sharing = _groups_on_a_link(extent, size, closed)
+            ring = closed and sharing * len(extent) >= size
+            rings += (2 if ring else 1) / sharing
+            crossed = min(crossed, (8 if ring else 4) * link / (len(extent) * sharing))  # of what is given
+    rate = (rings or 1.0) * link
+    sent = (collective.group - 1) / collective.group
+    return min(rate, crossed * sent) if collective.kind in ALL_TO_ALL else rate
+
+
+def _groups_on_a_link(extent: set[int], size: int, closed: bool) -> int:
+    """Groups that use the busiest link of an axis of the torus, if all are moved copies of one: places 0, 4, 8 and 12
+    of 16 go over the same links as three other groups."""
+    places = sorted(extent)
+    steps = [after - before for before, after in itertools.pairwise(places)]
+    if closed:  # the longest way between two neighbours is the one not taken
+        steps = sorted([*steps, size - places[-1] + places[0]])[:-1]
+    return min(max(steps), math.ceil(size / len(places)))

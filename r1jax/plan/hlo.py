@@ -22,6 +22,7 @@ BITS = {
     **dict.fromkeys(("token", "opaque"), 0),
     "c128": 128,
 }
+PRODUCTS = frozenset(("dot", "convolution", "ragged-dot", "custom-call"))  # custom calls: kernels
 _ARRAY = re.compile(r"([a-z][a-z0-9]*)\[([0-9,]*)\](\{[^{}]*\})?")
 
 
@@ -88,26 +89,52 @@ class Program:
     computations: dict[str, Computation]
     entry: str
 
-    def run(self) -> Iterator[tuple[Instruction, Computation, float]]:
-        """(instruction, its computation, times it is run) of all that is run by itself, not as part of a fusion."""
-        yield from self._walk(self.entry, 1.0)
+    def run(self, iterations: float = 1.0) -> Iterator[tuple[Instruction, Computation, float]]:
+        """(instruction, its computation, times it is run) of all that is run by itself, not as part of a fusion.
 
-    def _walk(self, name: str, times: float) -> Iterator[tuple[Instruction, Computation, float]]:
+        Of a conditional's branches only the one with the most products is taken to be run. Where no other branch has
+        any, the conditional skips work, and its share is that of causal attention (`skipping_share`), the one place
+        where these models skip.
+
+        Args:
+          iterations: of a loop whose end depends on data, as that over tokens in decoding; such a loop inside of
+            another one counts once.
+        """
+        yield from self._walk(self.entry, 1.0, (), iterations)
+
+    def _walk(
+        self, name: str, times: float, loops: tuple[int, ...], iterations: float
+    ) -> Iterator[tuple[Instruction, Computation, float]]:
+        """`loops`: trip counts of the loops around, where they are known, the innermost last."""
         computation = self.computations[name]
         for instruction in computation.values():
             yield instruction, computation, times
             if instruction.opcode == "while":
-                trips = trip_count(self, instruction)
+                trips = trip_count(self, instruction, computation)
                 body = instruction.called("body")
                 assert body is not None
-                yield from self._walk(body, times * (1 if trips is None else trips))
+                if trips is None:
+                    yield from self._walk(body, times * iterations, (), 1.0)
+                else:
+                    yield from self._walk(body, times * trips, (*loops, trips), iterations)
             elif instruction.opcode in ("call", "async-start"):
                 target = instruction.called("to_apply") or instruction.called("calls")
                 if target is not None:
-                    yield from self._walk(target, times)
+                    yield from self._walk(target, times, loops, iterations)
             elif instruction.opcode == "conditional":
-                for branch in _branches(instruction):  # one of them is run; which, is known only when it is
-                    yield from self._walk(branch, times / len(_branches(instruction)))
+                work = {branch: self._products(branch) for branch in _branches(instruction)}
+                largest = max(work, key=lambda branch: (work[branch], len(self.computations[branch])))
+                skips = sum(count > 0 for count in work.values()) == 1
+                share = skipping_share(loops) if skips else 1.0
+                yield from self._walk(largest, times * share, loops, iterations)
+
+    def _products(self, name: str) -> float:
+        """Elements of all products of a computation: which of two does more, not how much it costs."""
+        count = 0.0
+        for instruction, _, times in self._walk(name, 1.0, (), 1.0):
+            for inner in (instruction, *(inner for inner, _ in self.within(instruction))):
+                count += times * (inner.opcode in PRODUCTS) * sum(shape.elements for shape in inner.shapes)
+        return count
 
     def fused(self, instruction: Instruction) -> Computation | None:
         """What a fusion is made of."""
@@ -122,6 +149,20 @@ class Program:
             yield from self.within(inner)
 
 
+def skipping_share(loops: tuple[int, ...]) -> float:
+    """How often a conditional that skips work does not skip it, in loops over n blocks of queries and of keys.
+
+    Of whole causal rows in n blocks the i-th block of queries sees i of keys: (n + 1) / (2 n) of all pairs are worked
+    on, where the two loops differ with the shorter one's n, if it divides the other's. Outside of two loops nothing is
+    known, and all is counted. Where a `sequence` axis splits the queries between s devices, a block is skipped only if
+    none of them needs it: then nearly all are run, 1 - 1 / (2 s), and this is too low by up to a half.
+    """
+    if len(loops) < 2:
+        return 1.0
+    blocks = min(loops[-2:])
+    return (blocks + 1) / (2 * blocks)
+
+
 def _branches(instruction: Instruction) -> list[str]:
     match = re.search(r"branch_computations=\{([^}]*)\}", instruction.attributes)
     if match:
@@ -129,27 +170,41 @@ def _branches(instruction: Instruction) -> list[str]:
     return [name for name in (instruction.called("true_computation"), instruction.called("false_computation")) if name]
 
 
-def trip_count(program: Program, loop: Instruction) -> int | None:
-    """How often a loop's body is run; None where that depends on data, as in decoding."""
+def trip_count(program: Program, loop: Instruction, scope: Computation) -> int | None:
+    """How often the body of a loop in `scope` is run; None where that depends on data, as in decoding.
+
+    The counter goes up by one; libtpu may run the first round outside of the loop and then starts it from one.
+    """
     known = re.search(r"known_trip_count\W+n\W+(\d+)", loop.attributes)
     if known:
         return int(known[1])
     condition = program.computations[loop.called("condition") or ""]
     for instruction in condition.values():
-        scope, values = condition, dict[str, str]()
+        inside, values = condition, dict[str, str]()
         compare = instruction if instruction.opcode == "compare" else None
         if instruction.opcode == "fusion" and instruction.root:
-            scope = program.fused(instruction) or {}
-            compare = next((inner for inner in scope.values() if inner.opcode == "compare"), None)
-            parameters = [inner for inner in scope.values() if inner.opcode == "parameter"]
+            inside = program.fused(instruction) or {}
+            compare = next((inner for inner in inside.values() if inner.opcode == "compare"), None)
+            parameters = [inner for inner in inside.values() if inner.opcode == "parameter"]
             values = {inner.name: instruction.operands[int(inner.constant)] for inner in parameters}
-        if compare is None or not (compare.root or scope is not condition) or "direction=LT" not in compare.attributes:
+        if compare is None or not (compare.root or inside is not condition) or "direction=LT" not in compare.attributes:
             continue
-        limit = scope[compare.operands[1]]
-        limit = condition[values[limit.name]] if limit.name in values else limit
+        counter, limit = (condition[values[name]] if name in values else inside[name] for name in compare.operands)
         if limit.opcode == "constant":
-            return int(limit.constant)
+            return int(limit.constant) - _start(counter, loop, scope)
     return None
+
+
+def _start(counter: Instruction, loop: Instruction, scope: Computation) -> int:
+    """What a loop's counter, an element of the tuple that it goes round with, begins with; 0 where that is not told."""
+    index = re.search(r"\bindex=(\d+)", counter.attributes)
+    given = scope[loop.operands[0]]
+    if counter.opcode != "get-tuple-element" or index is None or given.opcode != "tuple":
+        return 0
+    value = scope[given.operands[int(index[1])]]
+    while value.opcode in ("copy", "bitcast"):
+        value = scope[value.operands[0]]
+    return int(value.constant) if value.opcode == "constant" else 0
 
 
 def _balanced(text: str, start: int) -> int:
