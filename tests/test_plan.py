@@ -335,7 +335,18 @@ def test_state_and_reference_lie_beside_the_steps_that_do_not_take_them(steps: d
     assert tree_bytes(steps["decode"].beside) == pytest.approx(moments + params, rel=0.02)
     # 64 sequences in 2 mini-batches, a row each: two micro-batches of 16 rows an update, twice.
     calls = {name: step.calls for name, step in steps.items()}
-    assert calls == {"prefill": 1, "decode": 7, "log-probs": 8, "gradients": 2, "gradients, added": 2, "update": 2}
+    assert calls == {"prefill": 1, "decode": 1, "log-probs": 8, "gradients": 2, "gradients, added": 2, "update": 2}
+
+
+def test_a_call_of_decode_is_as_many_tokens_as_its_chunk_has(steps: dict[str, PlannedStep]) -> None:
+    """Of 8 tokens the prefill draws the first; the loop ends when all rows are done, so no program tells its rounds."""
+    step, mesh = steps["decode"], mesh_of_eight(data=2, fsdp=2, tensor=2)
+    assert (step.iterations, step.tokens) == (7, 64 * 7)
+    once, program = dataclasses.replace(step, iterations=1), compile_here(step.lower()).program
+    traced, counted = jaxprs.jaxpr_cost(step, mesh, "cpu"), program_cost(program, mesh, step.iterations)
+    assert traced.flops == 7 * jaxprs.jaxpr_cost(once, mesh, "cpu").flops > 0
+    assert counted.flops == pytest.approx(7 * program_cost(program, mesh).flops)
+    assert counted.bytes < 7 * program_cost(program, mesh).bytes  # what lies outside of the loop is moved once
 
 
 # What is refused ------------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ depends on data is counted once.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -16,6 +17,7 @@ from jax.sharding import Mesh
 
 from r1jax.plan.collectives import Collective, group_along, sent_bytes
 from r1jax.plan.costs import Cost
+from r1jax.plan.hlo import skipping_share
 from r1jax.plan.steps import PlannedStep, tree_bytes
 from r1jax.sharding import BATCH_AXES
 
@@ -35,13 +37,14 @@ def jaxpr_cost(step: PlannedStep, mesh: Mesh, platform: str) -> Cost:
     """Of one device, work assumed to be split evenly over all of them.
 
     Collectives are those that the program asks for itself (`shard_map`); what the partitioner adds is estimated by what
-    parameters and gradients need (`fsdp_collectives`). Bytes of HBM: arguments once, which is a lower bound.
+    parameters and gradients need (`fsdp_collectives`). Bytes of HBM: arguments once, or once for every token that is
+    drawn, which is a lower bound.
     """
     traced = step.function.trace(*step.arguments).jaxpr.jaxpr
     used, _ = partial_eval.dce_jaxpr(traced, [True] * len(traced.outvars))  # logits that no loss asks for
     flops = grouped = 0.0
     found: list[Collective] = []
-    for equation, times, manual in equations(used, platform):
+    for equation, times, manual in equations(used, platform, Place(iterations=step.iterations)):
         share = times / (mesh.devices.size if not manual else mesh.devices.size // manual)
         count = equation_flops(equation)
         flops += share * count
@@ -51,52 +54,73 @@ def jaxpr_cost(step: PlannedStep, mesh: Mesh, platform: str) -> Cost:
     if step.model_flops:
         params = step.arguments[step.params_at]
         found += fsdp_collectives(params, mesh, step.trains, step.compute_bytes)
-    return Cost(flops, grouped, (), tree_bytes(step.arguments), tuple(sorted(found, key=lambda one: -one.total)))
+    moved = tree_bytes(step.arguments) * step.iterations
+    return Cost(flops, grouped, (), moved, tuple(sorted(found, key=lambda one: -one.total)))
 
 
-def equations(jaxpr: Any, platform: str, times: float = 1.0, manual: int = 0) -> Iterator[tuple[Any, float, int]]:
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """Where a program stands in the program that is run."""
+
+    times: float = 1.0  # it is run
+    manual: int = 0  # devices of the mesh axes that `shard_map` has split by hand
+    loops: tuple[int, ...] = ()  # trip counts of the loops around it, the innermost last
+    iterations: float = 1.0  # of a loop in it whose end depends on data; of one within another: 1
+
+
+def equations(jaxpr: Any, platform: str, place: Place) -> Iterator[tuple[Any, float, int]]:
     """(equation, times it is run, devices of the mesh axes that `shard_map` has split by hand) of a program and all
     programs in it."""
     indices: dict[Any, tuple[Any, ...]] = {}
     for equation in jaxpr.eqns:
         name = equation.primitive.name
-        yield equation, times, manual
+        yield equation, place.times, place.manual
         if name == "platform_index":
             indices[equation.outvars[0]] = equation.params["platforms"]
-        inside, inner = times, manual
+        inside = place
         if name == "scan":
-            inside = times * equation.params["length"]
+            length = equation.params["length"]
+            inside = dataclasses.replace(place, times=place.times * length, loops=(*place.loops, length))
+        if name == "while":
+            inside = dataclasses.replace(place, times=place.times * place.iterations, loops=(), iterations=1.0)
         if name == "shard_map":
             axes = equation.params["newly_manual_axes"]
-            inner = max(manual, 1) * math.prod(equation.params["mesh"].shape[axis] for axis in axes)
-        for one in _programs(equation, indices, platform):
-            yield from equations(one, platform, inside, inner)
+            split = math.prod(equation.params["mesh"].shape[axis] for axis in axes)
+            inside = dataclasses.replace(place, manual=max(place.manual, 1) * split)
+        for one, share in _programs(equation, indices, platform, place.loops):
+            yield from equations(one, platform, dataclasses.replace(inside, times=inside.times * share))
 
 
-def _programs(equation: Any, indices: dict[Any, tuple[Any, ...]], platform: str) -> list[Any]:
+def _programs(
+    equation: Any, indices: dict[Any, tuple[Any, ...]], platform: str, loops: tuple[int, ...]
+) -> list[tuple[Any, float]]:
+    """(program, how often of the times that the equation is run); of a conditional as `hlo.Program.run` says."""
     if equation.primitive.name == "cond":
         branches = [branch.jaxpr for branch in equation.params["branches"]]
         platforms = next((indices[v] for v in equation.invars[:1] if v in indices), None)
         if platforms is not None:  # of the platform, else the default, which is the last
-            return [next((b for b, p in zip(branches, platforms, strict=False) if p and platform in p), branches[-1])]
-        return [max(branches, key=lambda branch: total_flops(branch, platform))]
+            chosen = (b for b, p in zip(branches, platforms, strict=False) if p and platform in p)
+            return [(next(chosen, branches[-1]), 1.0)]
+        work = [total_flops(branch, platform) for branch in branches]
+        skips = sum(flops > 0 for flops in work) == 1
+        return [(branches[work.index(max(work))], skipping_share(loops) if skips else 1.0)]
     if equation.primitive.name in ("custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr"):
         called = equation.params.get("call_jaxpr") or equation.params["fun_jaxpr"]
-        return [getattr(called, "jaxpr", called)]
-    found = []
+        return [(getattr(called, "jaxpr", called), 1.0)]
+    found: list[tuple[Any, float]] = []
     for name, parameter in equation.params.items():
         if name in ("cond_jaxpr", "jvp_jaxpr_fun", "jvp_jaxpr_thunk"):
             continue
         for one in parameter if isinstance(parameter, list | tuple) else (parameter,):
             one = getattr(one, "jaxpr", one)
             if hasattr(one, "eqns"):
-                found.append(one)
+                found.append((one, 1.0))
     return found
 
 
 def total_flops(jaxpr: Any, platform: str) -> float:
     """Operations of all matrix products of a program, arrays as they stand in it."""
-    return sum(times * equation_flops(equation) for equation, times, _ in equations(jaxpr, platform))
+    return sum(times * equation_flops(equation) for equation, times, _ in equations(jaxpr, platform, Place()))
 
 
 def equation_flops(equation: Any) -> float:

@@ -139,7 +139,7 @@ def plan_step(step: PlannedStep, model: ModelConfig, mesh: Mesh, topology: Topol
     if topology.chip.platform == "tpu":
         usable = topology.chip.device.usable - beside
         compiled = compile_for_tpu(step.lower(), usable)
-        cost = program_cost(compiled.program, mesh)
+        cost = program_cost(compiled.program, mesh, step.iterations)
     else:
         began = time.monotonic()
         cost = jaxpr_cost(step, mesh, topology.chip.platform)

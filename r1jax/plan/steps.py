@@ -47,13 +47,14 @@ class PlannedStep:
     tokens: float  # of one call, on all devices
     model_flops: float  # that the model costs for them (`model.flops`), on all devices
     calls: float  # in one step of the stage: a rollout and its updates, or one update
-    assignments: float = 0.0  # rows that experts are given in one call, in each layer, on all devices
+    assignments: float = 0.0  # rows that experts are given at a time, in each layer, on all devices
     # What else lies in the devices' memory meanwhile: trees of ShapeDtypeStructs.
     beside: tuple[Any, ...] = ()
     attention_flops: float = 0.0  # of the forward pass, between tokens of whole rows, on all devices
     trains: bool = False  # a backward pass belongs to it
     compute_bytes: int = 2  # of a parameter in the type that is computed in
     params_at: int = 0  # which of the arguments are the parameters
+    iterations: float = 1.0  # of the loop whose end depends on data: tokens that a call of decode draws
 
     def lower(self) -> Any:
         """The program for the devices of its arguments' shardings."""
@@ -165,8 +166,8 @@ def kept_bytes(config: StageConfig, model: ModelConfig, mesh: Mesh) -> float:
 def sampling_steps(config: RLConfig, model: ModelConfig, mesh: Mesh, beside: tuple[Any, ...]) -> list[PlannedStep]:
     """The rollout's programs: prefill, and decode in the first chunk and in that which the response limit ends in.
 
-    A decode step costs a constant and so much for every slot of the cache, so half of all steps at either end's cost
-    are what all cost together. Stop tokens and strings do not change the programs but for the table's rows.
+    A token costs a constant and so much for every slot of the cache, so half of all tokens at either end's cost are
+    what all cost together. Stop tokens and strings do not change the programs but for the table's rows.
     """
     decoding, limit = config.decoding, config.longest_response
     sampling = decoding.sampling((), config.record_experts and model.num_moe_layers > 0)
@@ -190,19 +191,21 @@ def sampling_steps(config: RLConfig, model: ModelConfig, mesh: Mesh, beside: tup
         beside=beside,
     )
     reached = [end for end in programs.ends if end < limit] + [end for end in programs.ends if end >= limit][:1]
+    before = dict(zip(programs.ends, (1, *programs.ends), strict=False))  # the first token comes from the prefill
     decodes = []
     for end in dict.fromkeys((reached[0], reached[-1])) if reached else ():
-        slots = width + end - 1
+        slots, drawn = width + end - 1, min(end, limit) - before[end]
         decodes.append(
             PlannedStep(
                 "decode" if end == reached[-1] else "decode, first chunk",
-                f"{rows} rows, {slots:,} slots",
+                f"{drawn:,} tokens of {rows} rows, {slots:,} slots",
                 *programs.program("decode", end),
-                tokens=rows,
-                model_flops=sampling_flops(model, rows, 1, prompt_length=slots - 1),
-                calls=blocks * (limit - 1) * (1.0 if len(reached) == 1 else 0.5),
+                tokens=rows * drawn,
+                model_flops=sampling_flops(model, rows * drawn, 1, prompt_length=slots - 1),
+                calls=blocks * (limit - 1) / drawn * (1.0 if len(reached) == 1 else 0.5),
                 assignments=_assignments(model, rows),
                 beside=beside,
+                iterations=drawn,
             )
         )
     return [prefill, *decodes]
