@@ -201,6 +201,10 @@ class Completer:
             group_size,
         )
 
+    def lay_out(self, params: Params) -> Params:
+        """The parameters where drawing wants them (`Sampler.lay_out`)."""
+        return self.sampler.lay_out(params)
+
     def complete(
         self,
         params: Params,

@@ -428,7 +428,7 @@ def writer(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
         def opened(*args: Any) -> Iterator[Writer]:
             yield Writer(script)
 
-        monkeypatch.setattr(curate, "open_chat_model", opened)
+        monkeypatch.setattr(curate, "open_shared_chat_model", opened)
 
     return use
 

@@ -18,7 +18,7 @@ from r1jax.model.grouped import (
     num_tiles,
     plan_tiles,
 )
-from r1jax.model.grouped_kernel import grouped_weights
+from r1jax.model.grouped_kernel import grouped_weights, tile_fits
 from r1jax.types import Array
 
 D, F, E = 24, 40, 5
@@ -176,3 +176,10 @@ def test_the_kernel_of_the_weights_gradient(sizes: list[int], blocks: int, monke
     got = grouped_weights(x, y, jnp.asarray(group, jnp.int32), jnp.asarray(sizes, jnp.int32), interpret=True)
     parts = zip(ends - sizes, ends, strict=True)
     np.testing.assert_allclose(got, [x[a:b].T @ y[a:b] for a, b in parts], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("rows", "dtype", "fits"), [(8, "float32", True), (8, "bfloat16", False), (4, "float32", False)]
+)
+def test_the_tpus_kernel_is_asked_for_whole_tiles_of_memory_only(rows: int, dtype: str, fits: bool) -> None:
+    assert tile_fits(rows, jnp.dtype(dtype)) == fits

@@ -427,6 +427,9 @@ class FakeCompleter:
         self.template = template
         self.limits: list[int | None] = []
 
+    def lay_out(self, params: Any) -> Any:
+        return params
+
     def complete(self, params: Any, examples: Any, samples: int, key: Any, limit: int | None, batch: Any) -> Any:
         self.limits.append(limit)
         count = len(examples) * samples

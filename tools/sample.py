@@ -22,15 +22,18 @@ from typing import TextIO
 import jax
 import rich.console
 from absl import logging
+from jax.sharding import Mesh
 
 from r1jax.data.chat import FORMATS, OWN, Chat
 from r1jax.data.tokenizer import HuggingFaceTokenizer, SentencePieceTokenizer, Tokenizer
 from r1jax.data.tokenizer_files import read_json
+from r1jax.model.config import ModelConfig
+from r1jax.model.mesh_check import undivided
 from r1jax.sampling.decode import SamplingConfig
 from r1jax.sampling.generation_config import GenerationDefaults, read_generation_defaults
 from r1jax.sampling.speaker import Conversation, Said, Speaker
 from r1jax.sharding import MeshConfig, make_mesh
-from r1jax.stages.policy import PolicySource, load_policy
+from r1jax.stages.policy import PolicySource, describe_source, load_policy
 from r1jax.weights.gguf import is_gguf
 from tools.command_line import USER_ERRORS, complain
 
@@ -85,7 +88,7 @@ def talk(options: argparse.Namespace, lines: TextIO, screen: Screen) -> None:
     defaults = read_generation_defaults(folder) if folder.is_dir() and source.path else GenerationDefaults()
     if defaults.not_applied:
         screen.show([Said("note", f"generation_config.json also says {', '.join(defaults.not_applied)}: not applied")])
-    mesh = make_mesh(MeshConfig(data=1, tensor=len(jax.devices())))  # an answer is one row, which nothing can split
+    mesh = mesh_for_one_row(describe_source(source, pathlib.Path())[0])
     policy = load_policy(source, pathlib.Path(), mesh)
     chat = make_chat(policy.tokenizer, options.format) if options.chat else None
     stops = (policy.tokenizer.eos_id, *defaults.stop_tokens, *(chat.stop_tokens if chat else ()))
@@ -103,6 +106,13 @@ def talk(options: argparse.Namespace, lines: TextIO, screen: Screen) -> None:
     prompt = [*([] if bos is None else [bos]), *policy.tokenizer.encode(options.prompt)]
     screen.show([Said("answer", options.prompt)], end="")
     screen.show(speaker.say(prompt, key, plain=True))
+
+
+def mesh_for_one_row(model: ModelConfig) -> Mesh:
+    """An answer is one row, which only `tensor` can split: over as many of the devices as divide the model."""
+    devices = jax.devices()
+    divide = [size for size in range(1, len(devices) + 1) if not undivided(model, {"tensor": size})]
+    return make_mesh(MeshConfig(data=1, tensor=divide[-1]), devices[: divide[-1]])
 
 
 def find_source(checkpoint: str) -> PolicySource:

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from r1jax.model.grouped_kernel import grouped_weights
+from r1jax.model.grouped_kernel import grouped_weights, tile_fits
 from r1jax.types import Array
 
 
@@ -182,6 +182,8 @@ def _ragged_weights(x: Array, y: Array, layout: Layout) -> Array:
 
 
 def _kernel_weights(x: Array, y: Array, layout: Layout) -> Array:
+    if not tile_fits(x.shape[0] // layout.tile_group.shape[0], x.dtype):
+        return _ragged_weights(x, y, layout)
     return grouped_weights(x, y, layout.tile_group, layout.sizes)
 
 

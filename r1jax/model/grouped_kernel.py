@@ -22,11 +22,16 @@ LANES = 128
 LARGEST_BLOCK = 1024  # columns of x and of y whose products are on the chip at a time, in float32
 
 
+def tile_fits(tile_size: int, dtype: Any) -> bool:
+    """Whether tiles of so many rows are whole tiles of the chip's memory: 8 rows of 4 bytes, 16 of 2, 32 of 1."""
+    return tile_size % (32 // jnp.dtype(dtype).itemsize) == 0
+
+
 def grouped_weights(x: Array, y: Array, tile_group: Array, sizes: Array, interpret: bool = False) -> Array:
     """Sums of outer products by group: x [S, D], y [S, F] -> [E, D, F] float32, zeros for a group without rows.
 
     Args:
-      x, y: rows in tiles of one group each, S = tiles x tile size.
+      x, y: rows in tiles of one group each, S = tiles x tile size, which has to fit the chip (`tile_fits`).
       tile_group: [tiles] int32, not falling; of the tiles past the last in use any group that is there.
       sizes: [E] int32, rows of each group, whole tiles. What lies past their sum may be anything, infinities too.
       interpret: run the kernel as XLA operations, wherever: slow, for tests.

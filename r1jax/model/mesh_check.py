@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 from r1jax.model.config import ModelConfig
 from r1jax.model.transformer import param_count
 from r1jax.settings import ConfigError
-from r1jax.sharding import ModelSize, axes_of, indivisible
+from r1jax.sharding import MESH_AXES, ModelSize, axes_of, indivisible
 
 
 def model_size(model: ModelConfig) -> ModelSize:
@@ -46,11 +46,16 @@ def check_mesh(model: ModelConfig, mesh: Mesh | Mapping[str, int], row_length: i
     does not divide: its size, the mesh axes and the nearest sizes of either that work. Key-value heads need not divide
     (see `sharding.MAY_STAY_WHOLE`).
     """
-    sizes = mesh.shape if isinstance(mesh, Mesh) else mesh
+    found = undivided(model, mesh.shape if isinstance(mesh, Mesh) else mesh, row_length)
+    if found:
+        raise ConfigError("\n".join(found))
+
+
+def undivided(model: ModelConfig, sizes: Mapping[str, int], row_length: int | None = None) -> list[str]:
+    """What a mesh with these axis sizes does not divide, a line for each; axes that are not named are 1."""
+    sizes = dict.fromkeys(MESH_AXES, 1) | dict(sizes)
     fields = split_fields(model)
     if row_length is not None:
         fields.append(("row_length", row_length, "length"))
     problems = [indivisible(field, size, axes_of(axis), sizes) for field, size, axis in fields]
-    found = [problem for problem in dict.fromkeys(problems) if problem]
-    if found:
-        raise ConfigError("\n".join(found))
+    return [problem for problem in dict.fromkeys(problems) if problem]

@@ -139,7 +139,7 @@ class Collector:
             return graded, extra["drawn"]
         limit = self.config.response_limit(update)
         with timer("reshard") as wait:
-            params = wait(self.completer.sampler.lay_out(params))
+            params = wait(self.completer.lay_out(params))
         kept: list[GradedRollout] = []
         right, answers = 0.0, 0
         for draw in range(self.config.max_draws):
