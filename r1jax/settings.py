@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
 import ml_collections
+from ml_collections.config_flags import config_path
 
 T = TypeVar("T")
 KIND = "kind"  # names the dataclass where a field is a union of several and the given fields fit more than one
@@ -62,6 +63,44 @@ def from_config(cls: type[T], config: Mapping[str, Any] | ml_collections.ConfigD
         raise
     except ValueError as error:  # raised by the dataclass's own __post_init__
         raise ConfigError(f"{path or cls.__name__}: {error}") from error
+
+
+def with_room(config: ml_collections.ConfigDict, paths: Iterable[str]) -> ml_collections.ConfigDict:
+    """The configuration with an empty mapping wherever a path leads below a field that the file leaves at its default.
+
+    Overrides on the command line are written into what the file has, and a file need not list its defaults: so of
+    `steps[2].config.mesh.fsdp` the `mesh` is made, and mappings in lists take new fields as the whole does. Whether
+    there is such a field is for `from_config` to say. A path that leads nowhere (no such item or mapping) adds nothing.
+    """
+    opened: ml_collections.ConfigDict = _opened(config)
+    for path in paths:
+        try:
+            *parents, _ = config_path.split(path)
+        except ValueError:  # no path: whoever reads it next says so
+            continue
+        node: Any = opened
+        for part in parents:
+            if isinstance(node, ml_collections.ConfigDict) and isinstance(part, str):
+                if part not in node:
+                    node[part] = ml_collections.ConfigDict()
+                node = node[part]
+            elif isinstance(node, (list, tuple)) and isinstance(part, int) and part < len(node):
+                node = node[part]
+            else:
+                break
+    return opened
+
+
+def _opened(value: Any) -> Any:
+    """Mappings in lists too as ConfigDicts, their keys in the order in which they came."""
+    if isinstance(value, (list, tuple)):
+        return type(value)(_opened(item) for item in value)
+    if isinstance(value, _DICTS):
+        opened = ml_collections.ConfigDict(allow_dotted_keys=True, sort_keys=False)
+        for key in value:
+            opened[key] = _opened(value[key])
+        return opened
+    return value
 
 
 def to_plain(value: Any) -> Any:

@@ -191,7 +191,9 @@ def decoding_mesh(mesh: Mesh) -> Mesh:
     """The same devices with the sequence axis joined to fsdp, for sampling: a step of one token has no length to split,
     so the devices of that axis take rows, and with them their share of the cache.
 
-    Every parameter lies where it lay: the sequence axis is part of `embed` and `expert_embed` beside fsdp.
+    A parameter lies where it lay, as the sequence axis is part of `embed` and `expert_embed` beside fsdp, unless it has
+    a `lora_rank` that fsdp x sequence x expert does not divide: that is split over sequence and expert in training, and
+    here, where sequence is part of fsdp, over expert alone, so that it has to be moved.
     """
     if mesh.shape["sequence"] == 1:
         return mesh

@@ -130,13 +130,13 @@ MODEL: dict[str, Any] = {
 )
 def test_auto_takes_the_plain_form_for_rows_within_one_chunk(impl: str, length: int, form: str) -> None:
     cfg = ModelConfig(**MODEL, attention_impl=impl, attention_query_chunk=64, attention_key_chunk=128)
-    assert attention_form(cfg, (2, length, 4, 8), 8, None, None) == form
+    assert attention_form(cfg, (2, length, 4, 8), 8, False, None) == form
 
 
 def test_a_kernel_where_there_is_none_is_refused() -> None:
     cfg = ModelConfig(**MODEL, attention_impl="kernel")
     with pytest.raises(ValueError, match="attention_impl is 'kernel', but there is none for the platform 'cpu'"):
-        attention_form(cfg, (2, 8, 4, 8), 8, None, None)
+        attention_form(cfg, (2, 8, 4, 8), 8, False, None)
     with pytest.raises(ValueError, match="attention_key_chunk is 0, expected at least 1 token"):
         ModelConfig(**MODEL, attention_key_chunk=0)
 
@@ -166,12 +166,12 @@ def fake_mesh(platform: str, **sizes: int) -> Any:
 def test_what_a_kernel_cannot_do_is_refused_and_auto_goes_in_blocks(
     platform: str, sizes: dict[str, int], v_dim: int, shared: bool, refusal: str | None
 ) -> None:
-    mesh, shape, parents = fake_mesh(platform, **sizes), (2, 4096, 4, 8), jnp.zeros((2, 4096)) if shared else None
+    mesh, shape = fake_mesh(platform, **sizes), (2, 4096, 4, 8)
     auto, kernel = (ModelConfig(**MODEL, attention_impl=impl) for impl in ("auto", "kernel"))
-    assert attention_form(auto, shape, v_dim, parents, mesh) == ("chunked" if refusal else "kernel")
+    assert attention_form(auto, shape, v_dim, shared, mesh) == ("chunked" if refusal else "kernel")
     if refusal:
         with pytest.raises(ValueError, match=refusal):
-            attention_form(kernel, shape, v_dim, parents, mesh)
+            attention_form(kernel, shape, v_dim, shared, mesh)
 
 
 @pytest.mark.slow  # 25 s; python -m pytest -m slow tests/test_attention.py

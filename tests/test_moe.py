@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from flax.core import meta
 
+from r1jax.model import config, moe
 from r1jax.model.config import GQAConfig, ModelConfig, MoEConfig, RopeConfig
 from r1jax.model.moe import (
     MoE,
@@ -373,17 +374,28 @@ def test_the_layer_and_its_gradient_lower_for_accelerators(platform: str) -> Non
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"scoring": "tanh"}, "moe.scoring is 'tanh', expected one of .*sigmoid.*softmax"),
-        ({"group_score": "sum"}, "moe.group_score is 'sum', expected one of .*max.*top2_sum"),
-        ({"num_groups": 3}, "num_groups=3 does not divide moe.num_experts=8"),
+        ({"scoring": "tanh"}, "scoring is 'tanh', expected one of .*sigmoid.*softmax"),
+        ({"group_score": "sum"}, "group_score is 'sum', expected one of .*top2_sum.*max"),
+        ({"exchange": "x"}, "exchange is 'x', expected one of .*auto.*ragged.*dense"),
+        ({"buffer_factor": -1.0}, "buffer_factor is -1.0, expected a finite number above 0"),
+        ({"buffer_factor": float("nan")}, "buffer_factor is nan"),
+        ({"expert_dim": 0}, "expert_dim is 0, expected at least 1"),
+        ({"num_groups": 0}, "num_groups is 0, expected at least 1"),
+        ({"num_groups": 3}, "num_groups=3 does not divide num_experts=8"),
         ({"num_active_groups": 5}, "num_active_groups=5"),
         ({"num_active": 5}, "num_active=5 is not in 1..4"),
         ({"num_groups": 8, "num_active_groups": 4}, "needs two experts a group"),
     ],
 )
 def test_what_cannot_be_routed_is_refused_by_name(change: dict[str, Any], message: str) -> None:
+    """When the configuration is made, not when the model is."""
     with pytest.raises(ValueError, match=message):
-        moe_config(model_config(dataclasses.replace(V3, **change)))
+        dataclasses.replace(V3, **change)
+
+
+def test_every_choice_that_is_allowed_has_its_function() -> None:
+    assert set(config.SCORING) == set(moe.SCORING)
+    assert set(config.GROUP_SCORES) == set(moe.GROUP_SCORES)
 
 
 def test_a_missing_moe_config_is_refused() -> None:

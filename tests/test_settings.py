@@ -8,7 +8,7 @@ import ml_collections
 import pytest
 
 from r1jax.model.config import GQAConfig, Llama3RopeConfig, MLAConfig, ModelConfig, YarnConfig
-from r1jax.settings import ConfigError, from_config, to_plain
+from r1jax.settings import ConfigError, from_config, to_plain, with_room
 
 
 class Color(enum.Enum):
@@ -147,3 +147,29 @@ def test_an_ambiguous_union_wants_the_kind_named():
 def test_a_ready_dataclass_is_kept():
     scaling = YarnConfig(factor=2.0)
     assert from_config(ModelConfig, MODEL | {"rope": {"scaling": scaling}}).rope.scaling is scaling
+
+
+def test_a_path_below_a_field_that_the_file_leaves_out_finds_room() -> None:
+    file = {
+        "steps": ({"name": "a", "config": {"rows": 2}}, {"name": "b", "config": {"z": 0, "by.name": 1}}),
+        "only": "a",
+    }
+    paths = (
+        "steps[0].config.mesh.fsdp",
+        "report.labels.x",
+        "steps[9].config.x.y",
+        "steps[0].name.x",
+        "steps.0.x",
+        "new",
+    )
+    room = with_room(ml_collections.ConfigDict(file), paths)
+    room.steps[0].config.mesh.fsdp = 2
+    assert to_plain(room) == {
+        "steps": [
+            {"name": "a", "config": {"rows": 2, "mesh": {"fsdp": 2}}},
+            {"name": "b", "config": {"z": 0, "by.name": 1}},
+        ],
+        "only": "a",
+        "report": {"labels": {}},
+    }
+    assert list(room.steps[1].config) == ["z", "by.name"]  # as the file has them: of some the order counts

@@ -22,7 +22,8 @@ import sys
 import jax
 import rich.console
 
-from r1jax.plan.chips import CHIPS, GIB, parse_topology
+from r1jax.plan.chips import CHIPS, GIB, Topology, parse_topology
+from r1jax.plan.compile import PlanError
 from tools.command_line import run_tool
 
 
@@ -43,10 +44,19 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def check_arguments(arguments: argparse.Namespace, topology: Topology) -> None:
+    """What would only be refused once all is planned. Raises PlanError naming the flag."""
+    if arguments.search < 0:
+        raise PlanError(f"--search: {arguments.search}; expected how many mesh shapes to compile, at least 1 (0: none)")
+    if arguments.fit and topology.chip.platform != "tpu":
+        raise PlanError(f"--fit: {topology.name} has no compiler here, so there is no figure of memory to fit")
+
+
 def main() -> None:
     """Plans, prints, writes; ends with status 1 if a step does not fit."""
     arguments = parse_arguments()
     topology = parse_topology(arguments.topology)
+    check_arguments(arguments, topology)
     jax.config.update("jax_platforms", "cpu")
     if topology.chip.platform != "tpu":
         jax.config.update("jax_num_cpu_devices", topology.devices)  # they stand for the GPUs

@@ -29,14 +29,17 @@ def platform_of(mesh: Mesh | None) -> str:
     return jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
 
 
-def kernel_refusal(q_shape: tuple[int, ...], v_dim: int, parent_ids: Array | None, mesh: Mesh | None) -> str | None:
-    """Why no kernel can do this attention, or None. q_shape: [B, T, N, H] of all devices; v_dim: of a value."""
+def kernel_refusal(q_shape: tuple[int, ...], v_dim: int, with_parents: bool, mesh: Mesh | None) -> str | None:
+    """Why no kernel can do this attention, or None.
+
+    q_shape: [B, T, N, H] of all devices. v_dim: of a value. with_parents: whether rows have `parent_ids`.
+    """
     platform, shape = platform_of(mesh), {} if mesh is None else mesh.shape
     tensor, sequence = shape.get("tensor", 1), shape.get("sequence", 1)
     rows, _, heads, head_dim = q_shape
     if platform not in PLATFORMS:
         return f"there is none for the platform {platform!r}, only for {', '.join(PLATFORMS)}"
-    if parent_ids is not None:
+    if with_parents:
         return "a kernel sees one segment, and rows with shared prompts (parent_ids) have two"
     if heads % tensor:
         return f"{heads} heads do not divide over {tensor} devices of the tensor axis"
@@ -59,7 +62,7 @@ def kernel_attention(
     interpret_as: 'tpu' or 'gpu': run that platform's kernel as a program in XLA, wherever: slow, for tests.
     Raises ValueError with `kernel_refusal`'s reason where there is none.
     """
-    refusal = kernel_refusal(q.shape, v.shape[-1], None, mesh)
+    refusal = kernel_refusal(q.shape, v.shape[-1], False, mesh)
     if refusal and not interpret_as:
         raise ValueError(f"no attention kernel: {refusal}")
     shape = {} if mesh is None else mesh.shape

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 REMAT = {
     "none": "everything that the backward pass needs",
@@ -21,6 +22,15 @@ ATTENTION = {
     "kernel": "a Pallas kernel, refused where it cannot do what is asked",
 }
 """How attention is computed; the results differ by rounding."""
+
+SCORING = ("sigmoid", "softmax")
+"""How the router's logits become affinities: V3's, and V2's."""
+
+GROUP_SCORES = ("top2_sum", "max")
+"""What a group of experts is chosen by: V3's sum of its two best affinities, and V2's best."""
+
+EXCHANGES = ("auto", "ragged", "dense")
+"""How tokens travel along the expert axis; `auto`: 'ragged' on TPU and GPU, else 'dense'."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,16 +95,43 @@ class MoEConfig:
     num_active: int
     expert_dim: int
     num_shared: int = 1
-    scoring: str = "sigmoid"  # 'sigmoid' (V3) or 'softmax' (V2)
+    scoring: str = "sigmoid"  # one of `SCORING`
     num_groups: int = 1
     num_active_groups: int = 1
-    group_score: str = "top2_sum"  # 'top2_sum' (V3) or 'max' (V2)
+    group_score: str = "top2_sum"  # one of `GROUP_SCORES`
     normalize_gates: bool = True
     routed_scaling: float = 1.0
     selection_bias: bool = True  # the auxiliary-loss-free balancing bias exists
     tile_size: int = 32  # fewest rows per tile of the grouped expert product
-    exchange: str = "auto"  # along the expert axis: 'ragged', 'dense', or 'auto': ragged on TPU and GPU, else dense
+    exchange: str = "auto"  # one of `EXCHANGES`
     buffer_factor: float = 1.5  # rows a device takes from others at a time, over the balanced share; then more rounds
+
+    def __post_init__(self) -> None:
+        for field, allowed in (("scoring", SCORING), ("group_score", GROUP_SCORES), ("exchange", EXCHANGES)):
+            if getattr(self, field) not in allowed:
+                raise ValueError(f"{field} is {getattr(self, field)!r}, expected one of {allowed}")
+        for field in ("num_experts", "num_groups", "expert_dim", "tile_size"):
+            if getattr(self, field) < 1:
+                raise ValueError(f"{field} is {getattr(self, field)}, expected at least 1")
+        if self.num_shared < 0:
+            raise ValueError(f"num_shared is {self.num_shared}, expected 0 (none) or more")
+        if not 0 < self.buffer_factor < math.inf:
+            raise ValueError(f"buffer_factor is {self.buffer_factor}, expected a finite number above 0")
+        self._check_groups()
+
+    def _check_groups(self) -> None:
+        if self.num_experts % self.num_groups:
+            raise ValueError(f"num_groups={self.num_groups} does not divide num_experts={self.num_experts}")
+        if not 1 <= self.num_active_groups <= self.num_groups:
+            raise ValueError(f"num_active_groups={self.num_active_groups} is not in 1..num_groups={self.num_groups}")
+        per_group = self.num_experts // self.num_groups
+        if not 1 <= self.num_active <= self.num_active_groups * per_group:
+            raise ValueError(
+                f"num_active={self.num_active} is not in 1..{self.num_active_groups * per_group}, the experts in "
+                f"num_active_groups={self.num_active_groups} groups of {per_group}"
+            )
+        if self.num_groups > 1 and self.group_score == "top2_sum" and per_group < 2:
+            raise ValueError(f"group_score='top2_sum' needs two experts a group, got num_groups={self.num_groups}")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -47,7 +47,6 @@ from r1jax.model.grouped import (
 from r1jax.sharding import BATCH_AXES, axes_of, batch_shards, logical_sharding
 from r1jax.types import Array
 
-EXCHANGES = ("auto", "ragged", "dense")
 EXPERT_AXES = (  # logical axes of the weights gate, up and down
     ("experts", "expert_embed", "expert_mlp"),
     ("experts", "expert_embed", "expert_mlp"),

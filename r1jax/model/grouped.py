@@ -231,13 +231,3 @@ def routed_experts(
     """
     tiles = plan_tiles(experts, weights[0].shape[0], tile_size)
     return collect(gated_experts(dispatch(x, tiles), dispatch_gates(gates, tiles), weights, tiles), tiles)
-
-
-def grouped_matmul(x: Array, w: Array, group_sizes: Array, tile_size: int = 32) -> Array:
-    """x [rows, D] sorted by group, w [E, D, F], group_sizes [E] int32 -> [rows, F], as `jax.lax.ragged_dot`.
-
-    Rows past the sum of the group sizes come out 0.
-    """
-    group = jnp.sum(jnp.arange(x.shape[0])[:, None] >= jnp.cumsum(group_sizes), axis=-1, dtype=jnp.int32)
-    tiles = plan_tiles(group[:, None], w.shape[0], tile_size)
-    return collect(grouped_product(dispatch(x, tiles), w, tiles), tiles)

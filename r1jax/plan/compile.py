@@ -67,6 +67,9 @@ def tpu_devices(topology: Topology) -> Sequence[Any]:
     """The devices of a TPU topology, none of which need be there. Raises PlanError saying what is missing or wrong."""
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # no question to a metadata server, which only clouds have
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # nothing is run, so another process may use its own
+    # libtpu looks at the machine that it is on and prints pages where that is no TPU; the topology is its own matter.
+    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+    os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5p-8")
     if importlib.util.find_spec("libtpu") is None:
         raise PlanError(
             f"topology: {topology.name} is compiled by libtpu, which is not there: python -m pip install 'r1jax[plan]'"
@@ -123,10 +126,13 @@ def _dump() -> Iterator[pathlib.Path]:
 
 
 def _only(folder: pathlib.Path, pattern: str) -> str:
-    """The largest file of the name: small programs (constants) are dumped beside the one that counts."""
+    """The largest file of the name: small programs (constants) are dumped beside the one that counts.
+
+    Raises PlanError naming the pattern where there is none: another libtpu may write other files.
+    """
     found = sorted(folder.glob(pattern), key=lambda path: path.stat().st_size)
     if not found:
-        raise PlanError(f"the compiler left no {pattern} of a program that it refused")
+        raise PlanError(f"the compiler left no {pattern} in {folder} (xla_dump_to), so its memory cannot be told")
     return found[-1].read_text(encoding="utf-8", errors="replace")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import pathlib
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,7 +15,7 @@ from r1jax.model.config import ModelConfig
 from r1jax.model.presets import get_preset
 from r1jax.plan.compile import PlanError
 from r1jax.plan.steps import STEPS, StageConfig
-from r1jax.settings import ConfigError, from_config, to_plain
+from r1jax.settings import from_config, to_plain
 from r1jax.sharding import MESH_AXES, MeshConfig
 from r1jax.stages.pipeline import SINGLE_STAGES, PipelineConfig
 from r1jax.stages.pretrain import PretrainConfig
@@ -132,15 +133,20 @@ def _model_of(config: StageConfig, preset: str, fields: Mapping[str, Any]) -> Mo
 
 
 def for_responses(subject: Subject, length: int) -> Subject:
-    """The same stage for responses of `length` tokens (RL), or rows of `length` tokens (the others)."""
+    """The same stage for responses of `length` tokens (RL), or rows of `length` tokens (the others).
+
+    Raises PlanError for a length that is too short for a row, or does not fit the model's context.
+    """
     config = subject.config
-    if length < 2:
-        raise PlanError(f"--length: {length}; at least 2")
+    prompt = config.prompt.width if isinstance(config, RLConfig) else 0
+    longest = subject.model.max_positions - prompt
+    if not 2 <= length <= longest:
+        less = f" less prompt.width = {prompt}" if prompt else ""
+        context = f"max_positions = {subject.model.max_positions}{less}"
+        raise PlanError(f"--length: {length}; 2 to {longest}, what the model's context holds ({context})")
     if isinstance(config, RLConfig):
         decoding = dataclasses.replace(config.decoding, max_new_tokens=length, chunk=min(config.decoding.chunk, length))
-        config = dataclasses.replace(
-            config, decoding=decoding, length_schedule=(), row_length=config.prompt.width + length
-        )
+        config = dataclasses.replace(config, decoding=decoding, length_schedule=(), row_length=prompt + length)
     else:
         field = "row_length" if hasattr(config, "row_length") else "max_length"
         config = dataclasses.replace(config, **{field: length})  # type: ignore[arg-type]
@@ -148,16 +154,21 @@ def for_responses(subject: Subject, length: int) -> Subject:
 
 
 def mesh_config(text: str, config: MeshConfig) -> MeshConfig:
-    """`fsdp=16,expert=64` in place of the config's mesh; axes not named are 1. Raises PlanError for an unknown axis."""
+    """`fsdp=16,expert=64` in place of the config's mesh; axes not named are 1.
+
+    Raises PlanError for an axis that is unknown or named twice, and a size that is no number of devices.
+    """
     if not text:
         return config
-    sizes: dict[str, Any] = {"data": 1}
+    sizes: dict[str, Any] = {}
     for part in text.split(","):
         axis, _, size = part.partition("=")
-        if axis not in MESH_AXES or not size.lstrip("-").isdigit():
-            raise PlanError(f"--mesh: {part!r}; expected AXIS=SIZE with one of the axes {', '.join(MESH_AXES)}")
+        if axis not in MESH_AXES or not re.fullmatch(r"-1|0*[1-9][0-9]*", size):
+            raise PlanError(
+                f"--mesh: {part!r}; expected AXIS=SIZE with one of the axes {', '.join(MESH_AXES)} and a size of at "
+                "least 1 (-1: what is left)"
+            )
+        if axis in sizes:
+            raise PlanError(f"--mesh: {text!r} names {axis!r} twice")
         sizes[axis] = int(size)
-    try:
-        return MeshConfig(**sizes)
-    except ConfigError as error:
-        raise PlanError(f"--mesh: {error}") from error
+    return MeshConfig(**{"data": 1, **sizes})

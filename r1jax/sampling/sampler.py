@@ -205,8 +205,11 @@ class Sampler:
         return rollout
 
     def lay_out(self, params: Params) -> Params:
-        """The parameters where drawing wants them, which is where training has them, so that nothing moves, unless
-        `collect_weights` brings all but the experts' to every device. `sample` does it where it is not done."""
+        """The parameters where drawing wants them. `sample` does it where it is not done.
+
+        That is where training has them, so that nothing moves, unless `collect_weights` brings all but the experts' to
+        every device, or `decoding_mesh` splits a `lora_rank` over fewer devices than training's mesh does.
+        """
         if self.mesh is None:
             return params
         return jax.device_put(params, jax.tree.map(lambda x: x.sharding, self.abstract.params))

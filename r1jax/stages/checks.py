@@ -6,23 +6,37 @@ A stage calls these for itself; a pipeline calls them for all of its stages befo
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import math
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from jax.sharding import Mesh
 
 from r1jax.data.errors import DataError
 from r1jax.data.sources import AUTO, ExampleSource, SourceConfig, make_source
 from r1jax.data.tokenizer import Tokenizer
+from r1jax.model.attention_choice import check_attention
 from r1jax.model.config import ModelConfig
 from r1jax.model.mesh_check import check_mesh, model_size
 from r1jax.optim import OptimizerConfig
 from r1jax.rewards.languages.language import detect_language
 from r1jax.rollout import DecodingConfig, PromptConfig, encode_prompts
+from r1jax.sampling.programs import rows_together
 from r1jax.settings import ConfigError
-from r1jax.sharding import MeshConfig, axes_of, choose_mesh, decoding_mesh, indivisible
-from r1jax.stages.policy import PolicySource, describe_source
+from r1jax.sharding import (
+    BATCH_AXES,
+    MESH_AXES,
+    MeshConfig,
+    axes_of,
+    batch_shards,
+    choose_mesh,
+    decoding_mesh,
+    indivisible,
+)
+from r1jax.stages.policy import PolicySource, changed_model, describe_source
 from r1jax.types import Example
 
 Planned = Mapping[pathlib.Path, ModelConfig | None]
@@ -72,13 +86,16 @@ class Stage:
 
 
 def known_policy(init: PolicySource, workdir: pathlib.Path, planned: Planned) -> tuple[ModelConfig, Tokenizer | None]:
-    """The model that the stage will start from, and its tokenizer unless an earlier stage has yet to make it."""
+    """The model that the stage will start from, and its tokenizer unless an earlier stage has yet to make it.
+
+    Raises ConfigError: there is no such policy and none will be made, or as `changed_model`.
+    """
     folder = (workdir / init.path).resolve()
     if init.kind == "stage" and folder in planned:
         model = planned[folder]
         if model is None:
             raise ConfigError(f"init.path: the stage of {folder} leaves no policy")
-        return model, None
+        return changed_model(init, model), None
     return describe_source(init, workdir)
 
 
@@ -111,7 +128,8 @@ def check_asking(
     sources: Mapping[str, Sequence[Example]],
     group_size: int,
 ) -> None:
-    """That every prompt and its longest response fit the model's context, and a batch and the model the mesh.
+    """That every prompt and its longest response fit the model's context, and a batch and the model the mesh and what
+    computes on it.
 
     Raises:
       ConfigError: naming the fields and their values.
@@ -125,6 +143,8 @@ def check_asking(
         )
     check_mesh(model, mesh)
     check_decoded(decoding.batch_size, mesh, group_size)
+    prefilled = decoding.batch_size // rows_together(decoding.batch_size, decoding_mesh(mesh), group_size)
+    check_attention(model, prefilled, prompt.width, False, decoding_mesh(mesh))
     if tokenizer is None:
         return
     for field, examples in sources.items():
@@ -135,13 +155,53 @@ def check_asking(
 
 
 def check_decoded(batch_size: int, mesh: Mesh, group_size: int) -> None:
-    """That rows decoded at once can be split over the devices, and are whole groups. Raises ConfigError as below."""
+    """That rows decoded at once can be split over the devices, and are whole groups, each on one process.
+
+    Raises ConfigError with the field, its value and the nearest numbers of rows that work.
+    """
     field = "decoding.batch_size"
-    check_divides(field, batch_size, decoding_mesh(mesh))
+    mesh = decoding_mesh(mesh)
+    check_divides(field, batch_size, mesh)
     if batch_size % group_size:
         below = batch_size // group_size * group_size
         near = " or ".join(str(rows) for rows in (below, below + group_size) if rows)
         raise ConfigError(f"{field}: {batch_size} is not a multiple of group_size = {group_size}; nearest: {near}")
+    if _splits_groups(batch_size, mesh, group_size):
+        step = math.lcm(batch_shards(mesh), group_size)
+        works = next(n for n in itertools.count(batch_size + step, step) if not _splits_groups(n, mesh, group_size))
+        raise ConfigError(
+            f"{field}: {batch_size} puts a group of group_size = {group_size} rows on several processes; the next that "
+            f"keeps each on one: {works}"
+        )
+
+
+def _splits_groups(batch_size: int, mesh: Mesh, group_size: int) -> bool:
+    """Whether rows of a group are several processes' own."""
+    owners = row_owners(batch_size, mesh).reshape(-1, group_size)
+    return bool((owners != owners[:, :1]).any())
+
+
+def row_owners(rows: int, mesh: Mesh) -> np.ndarray:
+    """[rows] int: the process whose own each row is, of those that the mesh divides and splits over its batch axes.
+
+    As `processes.own_rows` has it, for all processes at once: of several that hold a row, the first.
+    """
+    of_devices = np.vectorize(lambda device: device.process_index, otypes=[int])(mesh.devices)
+    batch_first = np.moveaxis(of_devices, [MESH_AXES.index(axis) for axis in BATCH_AXES], range(len(BATCH_AXES)))
+    shards = batch_shards(mesh)
+    return np.repeat(batch_first.reshape(shards, -1).min(axis=1), rows // shards)
+
+
+def check_training_rows(field: str, rows: int, length: int, with_parents: bool, model: ModelConfig, mesh: Mesh) -> None:
+    """That the model can be computed on rows [rows, length] at once, split over the mesh.
+
+    field: of `rows`, for messages. with_parents: whether rows hold prompts that several responses share.
+
+    Raises ConfigError naming the field that the mesh does not divide, or the attention that is not possible on it.
+    """
+    check_mesh(model, mesh, length)
+    check_divides(field, rows, mesh)
+    check_attention(model, rows, length, with_parents, mesh)
 
 
 def check_divides(field: str, rows: int, mesh: Mesh) -> None:

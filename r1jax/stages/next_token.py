@@ -26,13 +26,12 @@ from r1jax.data.pipelines import BatchIterator, packed_iterator, tokens_drawn
 from r1jax.metrics import CompileCounter, MetricWriter, Progress, check_finite
 from r1jax.model.config import ModelConfig
 from r1jax.model.flops import training_flops
-from r1jax.model.mesh_check import check_mesh
 from r1jax.model.outputs import Output
 from r1jax.model.transformer import Transformer
 from r1jax.optim import OptimizerConfig, learning_rate_schedule, make_optimizer
 from r1jax.settings import ConfigError
 from r1jax.sharding import shard_batch
-from r1jax.stages.checks import check_divides
+from r1jax.stages.checks import check_training_rows
 from r1jax.stages.interruption import Interruption
 from r1jax.stages.state import (
     Accumulated,
@@ -94,9 +93,8 @@ def check_rows(rows: int, micro_rows: int, row_length: int, model: ModelConfig, 
         raise ConfigError(
             f"row_length: {row_length} exceeds the model's context, max_positions = {model.max_positions}"
         )
-    check_mesh(model, mesh, row_length)
     field, at_once = ("micro_rows", micro_rows) if micro_rows else ("rows", rows)
-    check_divides(field, at_once, mesh)
+    check_training_rows(field, at_once, row_length, False, model, mesh)
 
 
 def next_token_gradients(

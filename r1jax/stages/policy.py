@@ -133,13 +133,24 @@ def describe_source(source: PolicySource, workdir: pathlib.Path) -> tuple[ModelC
     """The model and tokenizer of a policy that exists, without its parameters.
 
     Raises:
-      ConfigError: the folder holds no finished policy.
+      ConfigError: the folder holds no finished policy; or as `changed_model`.
       ImportError: the package of the model is not installed.
     """
     model, tokenizer = DESCRIBERS[source.kind](source, workdir)
+    return changed_model(source, model), tokenizer
+
+
+def changed_model(source: PolicySource, model: ModelConfig) -> ModelConfig:
+    """`model` with the overrides of `source`, of a policy that exists and of one that a stage has yet to make.
+
+    Raises ConfigError: an override has a value that it cannot have (named `init.overrides`), or the model is not of the
+    preset that `source` names.
+    """
+    fields = {field.name: getattr(model, field.name) for field in dataclasses.fields(model)}
+    changed = from_config(ModelConfig, {**fields, **source.overrides}, "init.overrides")
     if source.preset:
-        check_preset(source.preset, model)
-    return model, tokenizer
+        check_preset(source.preset, changed)
+    return changed
 
 
 def check_preset(name: str, model: ModelConfig) -> None:
@@ -157,7 +168,7 @@ def check_preset(name: str, model: ModelConfig) -> None:
 def _load_stage(source: PolicySource, workdir: pathlib.Path, mesh: Mesh) -> Policy:
     folder = (workdir / source.path).resolve()
     stored, tokenizer = _read_folder(folder)
-    model = dataclasses.replace(stored, **source.overrides)
+    model = changed_model(source, stored)
     _, params, _ = CheckpointStore(folder / PARAMETERS).restore(placed_abstract_params(stored, mesh))
     wanted = placed_abstract_params(model, mesh)
     # Leaf by leaf, so that only one is there in both types; a leaf of the right type is kept as it is.
@@ -180,8 +191,7 @@ def _read_folder(folder: pathlib.Path) -> tuple[ModelConfig, Tokenizer]:
 
 
 def _describe_stage(source: PolicySource, workdir: pathlib.Path) -> tuple[ModelConfig, Tokenizer]:
-    model, tokenizer = _read_folder((workdir / source.path).resolve())
-    return dataclasses.replace(model, **source.overrides), tokenizer
+    return _read_folder((workdir / source.path).resolve())
 
 
 def _describe_huggingface(source: PolicySource, workdir: pathlib.Path) -> tuple[ModelConfig, Tokenizer]:
@@ -194,7 +204,7 @@ def _describe_huggingface(source: PolicySource, workdir: pathlib.Path) -> tuple[
         )
     try:
         folder = ReleasedFolder(source.path)
-        model = released_config(folder, **source.overrides)
+        model = released_config(folder)
         tokenizer = HuggingFaceTokenizer.from_directory(folder.path)
         check_tokenizer(folder, model, tokenizer)
     except ValueError as error:
@@ -217,7 +227,7 @@ def _gguf_path(source: PolicySource) -> pathlib.Path:
 
 def _describe_gguf(source: PolicySource, workdir: pathlib.Path) -> tuple[ModelConfig, Tokenizer]:
     file = GGUFFile(_gguf_path(source))
-    return gguf_config(file, **source.overrides), gguf_tokenizer(file)
+    return gguf_config(file), gguf_tokenizer(file)
 
 
 def _load_gguf(source: PolicySource, workdir: pathlib.Path, mesh: Mesh) -> Policy:
@@ -238,3 +248,4 @@ DESCRIBERS: dict[str, Callable[[PolicySource, pathlib.Path], tuple[ModelConfig, 
     "gguf": _describe_gguf,
     "smollm2": _describe_gguf,
 }
+"""The model as it is stored: without the overrides of the source, which `changed_model` makes."""

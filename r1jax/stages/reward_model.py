@@ -35,7 +35,6 @@ from r1jax.evaluation.held_out_rewards import HeldOut, empty_figures, figures_of
 from r1jax.metrics import MetricWriter, Progress, check_finite, elapsed_seconds, read_rows
 from r1jax.model.config import ModelConfig
 from r1jax.model.flops import BACKWARD, training_flops
-from r1jax.model.mesh_check import check_mesh
 from r1jax.model.outputs import Output
 from r1jax.model.transformer import Transformer
 from r1jax.optim import OptimizerConfig, learning_rate_schedule, make_optimizer
@@ -43,7 +42,15 @@ from r1jax.processes import from_writer
 from r1jax.rollout import PromptConfig
 from r1jax.settings import ConfigError
 from r1jax.sharding import MeshConfig, make_mesh, shard_batch
-from r1jax.stages.checks import Planned, check_divides, check_trainable, is_planned, known_policy, mesh_sizes
+from r1jax.stages.checks import (
+    Planned,
+    check_divides,
+    check_trainable,
+    check_training_rows,
+    is_planned,
+    known_policy,
+    mesh_sizes,
+)
 from r1jax.stages.interruption import Interruption
 from r1jax.stages.policy import Policy, PolicySource, describe_policy, describe_source, load_policy
 from r1jax.stages.reward_data import Batches, Units, encode_units, read_data, split_by_prompt
@@ -136,8 +143,7 @@ def check(config: RewardModelConfig, workdir: pathlib.Path, planned: Planned) ->
             f"max_length: {config.max_length} exceeds the model's context, max_positions = {model.max_positions}"
         )
     mesh = make_mesh(mesh_sizes(config.mesh, model))
-    check_mesh(model, mesh, config.max_length)
-    check_divides("micro_rows", config.micro_rows, mesh)
+    check_training_rows("micro_rows", config.micro_rows, config.max_length, False, model, mesh)
     check_divides("score_batch", config.score_batch, mesh)
     if not any(is_planned(path, planned) for path in config.paths(workdir)):
         items = read_data(config.kind, config.paths(workdir))

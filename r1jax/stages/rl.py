@@ -46,7 +46,6 @@ from r1jax.metrics import (
     read_rows,
 )
 from r1jax.model.config import ModelConfig
-from r1jax.model.mesh_check import check_mesh
 from r1jax.model.outputs import Output
 from r1jax.model.transformer import Transformer
 from r1jax.optim import in_device_memory, in_host_memory, learning_rate_schedule, make_optimizer, move
@@ -63,8 +62,8 @@ from r1jax.sharding import make_mesh, shard_batch
 from r1jax.stages.checks import (
     Planned,
     check_asking,
-    check_divides,
     check_trainable,
+    check_training_rows,
     known_policy,
     mesh_sizes,
     source_of,
@@ -258,8 +257,7 @@ def check_fit(
         if len(sources.get(name, range(config.prompts))) < config.prompts:
             raise ConfigError(f"{name}: {len(sources[name])} examples are fewer than prompts = {config.prompts}")
     check_trainable(model, config.optimizer)
-    check_mesh(model, mesh, config.row_length)
-    check_divides("micro_rows", config.micro_rows, mesh)
+    check_training_rows("micro_rows", config.micro_rows, config.row_length, config.shared_prompts, model, mesh)
     check_asking(config.prompt, config.decoding, mesh, model, tokenizer, sources, config.group_size)
     check_comparable("evaluation.source", config.rewards, sources.get("evaluation.source", ()))
 

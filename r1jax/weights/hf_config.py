@@ -20,7 +20,6 @@ from r1jax.model.config import (
     RopeConfig,
     YarnConfig,
 )
-from r1jax.model.moe import moe_config
 from r1jax.model.rope import rope_amplitude
 from r1jax.weights.names import WeightsError
 
@@ -187,10 +186,7 @@ def model_config(
     }
     reader.finish(ignore)
     try:
-        cfg = ModelConfig(**(built | overrides))
-        if cfg.moe is not None:
-            moe_config(cfg)  # raises for groups and experts that do not fit
-        return cfg
+        return ModelConfig(**(built | overrides))
     except ValueError as error:
         raise WeightsError(f"{where}: {error}") from error
 
@@ -263,19 +259,23 @@ def _moe(reader: _Fields, family: str) -> MoEConfig | None:
         reader.only("norm_topk_prob", False, None)
         if reader.get("topk_method", "greedy") == "greedy":
             groups = active_groups = 1
-    return MoEConfig(
-        num_experts=experts,
-        num_active=reader.require("num_experts_per_tok"),
-        expert_dim=reader.require("moe_intermediate_size"),
-        num_shared=reader.require("n_shared_experts") if reader.get("n_shared_experts") else 0,
-        scoring="sigmoid" if v3 else "softmax",
-        num_groups=groups,
-        num_active_groups=active_groups,
-        group_score="top2_sum" if v3 else "max",
-        normalize_gates=v3 and reader.require("norm_topk_prob", bool),
-        routed_scaling=float(reader.require("routed_scaling_factor", (float, int))),
-        selection_bias=v3,
-    )
+    built: dict[str, Any] = {
+        "num_experts": experts,
+        "num_active": reader.require("num_experts_per_tok"),
+        "expert_dim": reader.require("moe_intermediate_size"),
+        "num_shared": reader.require("n_shared_experts") if reader.get("n_shared_experts") else 0,
+        "scoring": "sigmoid" if v3 else "softmax",
+        "num_groups": groups,
+        "num_active_groups": active_groups,
+        "group_score": "top2_sum" if v3 else "max",
+        "normalize_gates": v3 and reader.require("norm_topk_prob", bool),
+        "routed_scaling": float(reader.require("routed_scaling_factor", (float, int))),
+        "selection_bias": v3,
+    }
+    try:
+        return MoEConfig(**built)
+    except ValueError as error:  # groups and experts that do not fit
+        raise WeightsError(f"{reader.where}: experts: {error}") from error
 
 
 def _rope(reader: _Fields, family: str, ignore: Collection[str]) -> RopeConfig:
