@@ -12,17 +12,12 @@ called by all processes in the same order.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import os
 import pickle
-import re
-import sys
-import threading
-import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NoReturn, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import jax
 import numpy as np
@@ -30,15 +25,14 @@ from jax._src import distributed
 from jax.experimental import multihost_utils
 from jax.sharding import Sharding
 
+from r1jax.watchdog import KEYS, Watchdog, client
+
 T = TypeVar("T")
 R = TypeVar("R")
 P = ParamSpec("P")
 
 GATHERED_BYTES = 64 * 2**20  # of all processes together, on every device, at once
 BARRIER_MILLISECONDS = 7 * 24 * 3600 * 1000  # whoever died is noticed by the watchdog, long before
-PEER_LOST = 70  # exit status of a process that ended because another one did (EX_SOFTWARE)
-_KEYS = "r1jax"
-_STATUS = re.compile("(UNKNOWN|INTERNAL|UNAVAILABLE|ABORTED|CANCELLED|DEADLINE_EXCEEDED|FAILED_PRECONDITION): ")
 
 
 class ProcessesError(ValueError):
@@ -137,7 +131,7 @@ def start(launch: Launch) -> None:
         except (ValueError, RuntimeError) as error:
             raise ProcessesError(f"the processes of this run did not find each other: {error}") from error
         joined = distributed.global_state  # jax.process_index() would already wait for the others' devices
-        _Watchdog.of_this_process = _Watchdog(joined.process_id, joined.num_processes, launch.peer_seconds)
+        Watchdog.of_this_process = Watchdog(joined.process_id, joined.num_processes, launch.peer_seconds)
     if launch.local_devices is not None and jax.local_device_count() != launch.local_devices:
         raise ProcessesError(
             f"--local_devices={launch.local_devices}: this process has {jax.local_device_count()} "
@@ -147,9 +141,9 @@ def start(launch: Launch) -> None:
 
 def finish() -> None:
     """At the end of all work: waits for the other processes, then lets them go."""
-    if _Watchdog.of_this_process is not None:
+    if Watchdog.of_this_process is not None:
         wait_for_all("finish")
-        _Watchdog.of_this_process.stop()
+        Watchdog.of_this_process.stop()
         jax.distributed.shutdown()
 
 
@@ -158,7 +152,7 @@ def finish() -> None:
 
 def are_several() -> bool:
     """Whether this process has joined others."""
-    return _Watchdog.of_this_process is not None
+    return Watchdog.of_this_process is not None
 
 
 def is_writer() -> bool:
@@ -289,20 +283,20 @@ def from_writer(make: Callable[[], T]) -> T:
 def wait_for_all(what: str) -> None:
     """Returns once all processes are here; `what` tells one such place from another."""
     if jax.process_count() > 1:
-        _client().wait_at_barrier(f"{_KEYS}/{what}", BARRIER_MILLISECONDS)
+        client().wait_at_barrier(f"{KEYS}/{what}", BARRIER_MILLISECONDS)
 
 
 def agree(flag: bool) -> bool:
     """Whether any process has its flag set: the same answer in all of them. Does not touch the devices."""
     if jax.process_count() == 1:
         return flag
-    client = _client()
+    service = client()
     _Talk.agreements += 1
-    key = f"{_KEYS}/agree/{_Talk.agreements}"
+    key = f"{KEYS}/agree/{_Talk.agreements}"
     if flag:
-        client.key_value_set(f"{key}/{jax.process_index()}", "1")
+        service.key_value_set(f"{key}/{jax.process_index()}", "1")
     wait_for_all("agree")
-    return bool(client.key_value_dir_get(f"{key}/"))
+    return bool(service.key_value_dir_get(f"{key}/"))
 
 
 class _Talk:
@@ -310,100 +304,3 @@ class _Talk:
 
     agreements = 0  # questions so far: an answer is never taken for another's
     writer_is_alone = False  # in the function of a `from_writer`
-
-
-def _client() -> Any:
-    """The client of jax's coordination service; the public interface has no other way to a barrier on the host."""
-    return distributed.global_state.client
-
-
-# Ending together ------------------------------------------------------------------------------------------------------
-
-
-def leave(message: str, status: int) -> NoReturn:
-    """Ends this process with `status` and tells the others why, so that none of them waits for it."""
-    watchdog = _Watchdog.of_this_process
-    assert watchdog is not None
-    watchdog.stop()
-    _say(message)
-    with contextlib.suppress(Exception):  # whoever cannot be told is gone, or will miss the heartbeats
-        _client().key_value_set(f"{_KEYS}/ended/{watchdog.index}", f"{status} {message}")
-        time.sleep(2 * watchdog.interval + 1 if watchdog.index == 0 else 0)  # process 0 keeps what the others read
-    os._exit(status)  # jax's own shutdown would wait for processes that are gone
-
-
-def await_verdict(error: BaseException) -> None:
-    """After an operation that all processes take part in has failed: the watchdog ends this process, naming the one
-    that is gone. Returns if it was an error of another kind, or all are there."""
-    watchdog = _Watchdog.of_this_process
-    if watchdog is None or not _is_broken_connection(error):
-        return
-    watchdog.patience = min(watchdog.patience, 4 * watchdog.interval)
-    reason = str(error).strip().splitlines()[0][:200]
-    _say(f"lost the connection to another process ({reason}); looking which one has ended")
-    time.sleep(watchdog.patience + 3 * watchdog.interval)
-
-
-def _is_broken_connection(error: BaseException | None) -> bool:
-    """Whether a status of the runtime, rather than this program, stands at the root of an error."""
-    while error is not None:
-        if isinstance(error, jax.errors.JaxRuntimeError) or _STATUS.match(str(error)):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
-
-
-def _say(message: str) -> None:
-    """Every process's errors go to its own stderr, under its number."""
-    process = _Watchdog.of_this_process
-    print(f"process {process.index if process else 0}: {message}", file=sys.stderr, flush=True)
-
-
-class _Watchdog:
-    """A thread that tells the others that this process lives, and ends it when another one does not, or has said why.
-
-    It goes on while the main thread compiles, computes, or waits in an operation of all that will never end.
-    """
-
-    of_this_process: _Watchdog | None = None
-
-    def __init__(self, index: int, count: int, patience: float) -> None:
-        """patience: seconds without a sign of life after which a process counts as dead."""
-        self.index, self.count, self.patience = index, count, patience
-        self.interval = min(2.0, patience / 5)
-        self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="peers", daemon=True)
-        self._thread.start()
-
-    def stop(self) -> None:
-        """Watches no longer; the signs of life go out on the main thread's behalf no more either."""
-        self._stopped.set()
-        self._thread.join()
-
-    def _watch(self) -> None:
-        heard = {other: ("", time.monotonic()) for other in range(self.count)}  # last sign, and when it was new
-        beat = 0
-        while not self._stopped.wait(self.interval):
-            beat += 1
-            try:
-                _client().key_value_set(f"{_KEYS}/alive/{self.index}", str(beat), allow_overwrite=True)
-                ended = _client().key_value_dir_get(f"{_KEYS}/ended/")
-                signs = dict(_client().key_value_dir_get(f"{_KEYS}/alive/"))
-            except (ValueError, RuntimeError):  # the service runs in process 0
-                self._end("process 0, which coordinates the run, has ended", PEER_LOST)
-            for key, text in ended:
-                status, _, message = text.partition(" ")
-                self._end(f"ends because process {key.rpartition('/')[2]} has ended: {message}", int(status))
-            now = time.monotonic()
-            for other, (last, since) in heard.items():
-                sign = signs.get(f"{_KEYS}/alive/{other}", "")
-                if sign != last:
-                    heard[other] = sign, now
-                elif now - since > self.patience:
-                    silence = f"has given no sign of life for {now - since:.0f} s"
-                    self._end(f"ends because process {other} {silence}", PEER_LOST)
-
-    def _end(self, message: str, status: int) -> NoReturn:
-        """Of this process, whatever its main thread does; what was saved is kept."""
-        _say(f"{message}. What was saved is kept: run the same command to go on")
-        os._exit(status)

@@ -19,7 +19,7 @@ import rich.console
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from r1jax import processes
+from r1jax import processes, watchdog
 from r1jax.checkpoint import CheckpointError
 from r1jax.data.errors import DataError
 from r1jax.evaluation.report import write_report
@@ -168,10 +168,10 @@ def launch_of_flags() -> processes.Launch:
 
 def leave_for(error: Exception) -> NoReturn:
     """Ends this one of several processes because of an error: another one's end, if that is behind it, or its own."""
-    processes.await_verdict(error)
+    watchdog.await_verdict(error)
     if DEBUG.value or not isinstance(error, USER_ERRORS):
         traceback.print_exception(error)
-    processes.leave(describe(error), 1)
+    watchdog.leave(describe(error), 1)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -204,7 +204,7 @@ def main(argv: Sequence[str]) -> None:
         processes.finish()
     except Interrupted as stop:
         if processes.are_several():
-            processes.leave(str(stop), 143)
+            watchdog.leave(str(stop), 143)
         console.print(str(stop), style="yellow", highlight=False, soft_wrap=True)
         sys.exit(143)
     except Exception as error:

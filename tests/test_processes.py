@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from r1jax import processes
+from r1jax import processes, watchdog
 from r1jax.processes import Launch, ProcessesError
 from r1jax.sharding import MeshConfig, batch_sharding, make_mesh
 from r1jax.stages.interruption import Interruption
@@ -217,7 +217,7 @@ def test_two_processes_agree_and_share(tmp_path: pathlib.Path) -> None:
 @pytest.mark.slow
 def test_who_is_killed_is_named_by_the_others(tmp_path: pathlib.Path) -> None:
     status, output, run = talk(tmp_path, "--die=yes")
-    assert {one.process: one.status for one in run.ended} == {1: -signal.SIGKILL, 0: processes.PEER_LOST}, output
+    assert {one.process: one.status for one in run.ended} == {1: -signal.SIGKILL, 0: watchdog.PEER_LOST}, output
     assert "process 0: ends because process 1 has given no sign of life for" in output
     assert run.ended[1].seconds - run.ended[0].seconds < 5 + 3 + 5  # patience, two looks, and a busy machine
     assert status == 128 + signal.SIGKILL
