@@ -1,22 +1,27 @@
 """The end of one of several processes ends the others, who say which it was.
 
-Each process tells the others that it lives over jax's coordination service, and why it ends if it can.
+Each process tells the others over jax's coordination service that it lives, where it stands, and why it ends if it can.
+One that lives and does not come to where the others wait for it is named every STUCK_SECONDS; that ends nobody, as its
+work may only be long.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import re
 import sys
 import threading
 import time
+from collections.abc import Iterator, Mapping
 from typing import Any, NoReturn
 
 import jax
 from jax._src import distributed
 
 PEER_LOST = 70  # exit status of a process that ended because another one did (EX_SOFTWARE)
+STUCK_SECONDS = 600.0  # of waiting for a process, until it is named, and until it is named again
 KEYS = "r1jax"
 _STATUS = re.compile("(UNKNOWN|INTERNAL|UNAVAILABLE|ABORTED|CANCELLED|DEADLINE_EXCEEDED|FAILED_PRECONDITION): ")
 
@@ -24,6 +29,49 @@ _STATUS = re.compile("(UNKNOWN|INTERNAL|UNAVAILABLE|ABORTED|CANCELLED|DEADLINE_E
 def client() -> Any:
     """The client of jax's coordination service; the public interface has no other way to a barrier on the host."""
     return distributed.global_state.client
+
+
+@contextlib.contextmanager
+def waiting_at(place: str) -> Iterator[None]:
+    """Around a wait for all processes, which come to the same places in the same order."""
+    watchdog = Watchdog.of_this_process
+    if watchdog is not None:
+        watchdog.stands = Standing(watchdog.stands.number + 1, place, time.monotonic())
+    try:
+        yield
+    finally:
+        if watchdog is not None:
+            watchdog.stands = dataclasses.replace(watchdog.stands, since=None)
+
+
+@dataclasses.dataclass(frozen=True)
+class Standing:
+    """The last place that a process has come to, where all wait for each other."""
+
+    number: int = 0  # of such places so far
+    place: str = "the start"
+    since: float | None = None  # time.monotonic() when it began to wait there; None: it has gone on
+
+    def sign(self) -> str:
+        """What the other processes read."""
+        return f"{self.number} {self.place}"
+
+    @classmethod
+    def read(cls, sign: str) -> Standing:
+        """Of another process."""
+        number, _, place = sign.partition(" ")
+        return cls(int(number), place)
+
+
+def describe_late(stands: Standing, others: Mapping[int, Standing], seconds: float) -> str:
+    """Which processes have not come to where this one has waited for so long; empty if all have."""
+    late = {index: other for index, other in sorted(others.items()) if other.number < stands.number}
+    if not late:
+        return ""
+    first, behind = next(iter(late.items()))
+    who = f"process {first} has" if len(late) == 1 else f"{len(late)} processes, the first of them {first}, have"
+    time_ = f"{seconds / 60:.0f} min" if seconds >= 60 else f"{seconds:.0f} s"
+    return f'{who} not reached "{stands.place}" for {time_}; process {first} was last at "{behind.place}"'
 
 
 def leave(message: str, status: int) -> NoReturn:
@@ -77,6 +125,8 @@ class Watchdog:
         """patience: seconds without a sign of life after which a process counts as dead."""
         self.index, self.count, self.patience = index, count, patience
         self.interval = min(2.0, patience / 5)
+        self.stands = Standing()
+        self._told = (0, 0)  # number of a place, and how often the late ones were named there
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="peers", daemon=True)
         self._thread.start()
@@ -92,7 +142,8 @@ class Watchdog:
         while not self._stopped.wait(self.interval):
             beat += 1
             try:
-                client().key_value_set(f"{KEYS}/alive/{self.index}", str(beat), allow_overwrite=True)
+                sign = f"{beat} {self.stands.sign()}"
+                client().key_value_set(f"{KEYS}/alive/{self.index}", sign, allow_overwrite=True)
                 ended = client().key_value_dir_get(f"{KEYS}/ended/")
                 signs = dict(client().key_value_dir_get(f"{KEYS}/alive/"))
             except (ValueError, RuntimeError):  # the service runs in process 0
@@ -108,6 +159,24 @@ class Watchdog:
                 elif now - since > self.patience:
                     silence = f"has given no sign of life for {now - since:.0f} s"
                     self._end(f"ends because process {other} {silence}", PEER_LOST)
+
+            self._name_late({index: sign.partition(" ")[2] for index, (sign, _) in heard.items() if sign})
+
+    def _name_late(self, signs: Mapping[int, str]) -> None:
+        """signs: of each process that has given one."""
+        stands = self.stands  # the main thread goes on meanwhile
+        if stands.since is None:
+            return
+        seconds = time.monotonic() - stands.since
+        times = self._told[1] if self._told[0] == stands.number else 0
+        if seconds < (times + 1) * STUCK_SECONDS:
+            return
+        others = {index: Standing.read(sign) for index, sign in signs.items() if index != self.index}
+        said = describe_late(stands, others, seconds)
+        waiting = [index for index, other in others.items() if other.number >= stands.number]
+        if said and self.index < min(waiting, default=self.count):  # one of those that wait speaks for all
+            _say(said)
+        self._told = (stands.number, times + 1)
 
     def _end(self, message: str, status: int) -> NoReturn:
         """Of this process, whatever its main thread does; what was saved is kept."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import pathlib
 import signal
@@ -10,6 +11,7 @@ import time
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
@@ -76,6 +78,44 @@ def test_one_process_is_alone() -> None:
     processes.wait_for_all("a test")
     processes.finish()
     assert jax.config.values["jax_cpu_collectives_implementation"] in (None, "gloo")
+
+
+def test_no_size_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As jax's own gathering does with an int64: what lies on a device has 32 bits."""
+    monkeypatch.setattr(
+        processes.multihost_utils, "process_allgather", lambda mine: np.stack([np.asarray(jnp.asarray(mine))] * 2)
+    )
+    assert processes._gather_sizes(3 * 10**9) == [3 * 10**9] * 2
+    assert processes._gather_sizes(2**40 + 7) == [2**40 + 7] * 2
+
+
+def test_devices_of_several_that_have_not_joined_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a Cloud TPU slice libtpu counts all hosts, whether or not jax knows them."""
+    monkeypatch.setattr(jax, "process_count", lambda: 4)
+    with pytest.raises(ProcessesError, match=r"--distributed=auto: .* of 4 processes.* must be --distributed=on"):
+        processes.start(Launch())
+
+
+def test_who_finds_nobody_is_told_where_was_looked(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nowhere(*args: object, **kwargs: object) -> None:
+        raise ValueError("coordinator_address should be defined.")
+
+    monkeypatch.setattr(jax.distributed, "initialize", nowhere)
+    monkeypatch.setattr(jax.config, "update", lambda *args: None)
+    with pytest.raises(ProcessesError, match=r"asks Open MPI, Slurm, .* Kubernetes.* --coordinator, --process_id and"):
+        processes.start(Launch("on"))
+
+
+def test_a_late_process_is_named_with_where_it_stands() -> None:
+    here = watchdog.Standing(7, "checkpoint begun", 0.0)
+    there = watchdog.Standing.read(watchdog.Standing(6, "what is gathered").sign())
+    assert watchdog.describe_late(here, {1: here, 2: dataclasses.replace(here, since=None)}, 600) == ""
+    assert watchdog.describe_late(here, {1: here, 17: there}, 600) == (
+        'process 17 has not reached "checkpoint begun" for 10 min; process 17 was last at "what is gathered"'
+    )
+    assert watchdog.describe_late(here, {5: there, 3: there}, 9).startswith(
+        "2 processes, the first of them 3, have not"
+    )
 
 
 def test_nobody_is_asked_for_nothing() -> None:
@@ -150,11 +190,12 @@ def test_the_local_launcher_ends_all_when_one_fails(tmp_path: pathlib.Path) -> N
 
 
 TALK = """
-    import pathlib, sys
+    import os, pathlib, socket, sys, time
     import jax, numpy as np
     from jax.sharding import PartitionSpec, NamedSharding
-    from r1jax import processes
+    from r1jax import processes, watchdog
     from r1jax.sharding import MeshConfig, batch_sharding, make_mesh, shard_batch
+    from r1jax.workdir import WorkdirError, check_shared
 
     own = {flag.partition("=")[0]: flag.partition("=")[2] for flag in sys.argv[1:]}
     me, folder = int(own["--process_id"]), pathlib.Path(own["--folder"])
@@ -174,6 +215,37 @@ TALK = """
     else:
         raise AssertionError("the writer's error is everybody's")
     processes.by_writer((folder / f"written_by_{me}").write_text)("")
+    assert processes.from_each(lambda: processes.is_alone() or me) == [0, 1]
+    assert processes.from_writer(lambda: processes.from_each(processes.is_alone)) == [True]
+    try:
+        processes.from_each(lambda: 1 // (1 - me))
+    except ZeroDivisionError:
+        pass
+    else:
+        raise AssertionError("the error of any is everybody's")
+    assert processes._gather_sizes(3 * 10**9 + me) == [3 * 10**9, 3 * 10**9 + 1]
+
+    check_shared(folder / "shared", 1.0)
+    assert not list((folder / "shared").iterdir())
+    own_disk = folder / f"disk_of_{me}"
+    own_disk.mkdir()
+    os.chdir(own_disk)
+    for path, words in (
+        ("run", f"--workdir: {folder}/disk_of_0/run in process 0 on {socket.gethostname()}, but {folder}/disk_of_1"),
+        ("/proc/self/cwd/run", "--workdir=/proc/self/cwd/run: process 1 on"),  # the same path on two disks
+    ):
+        try:
+            check_shared(pathlib.Path(path), 1.0)
+        except WorkdirError as error:
+            assert words in str(error), error
+        else:
+            raise AssertionError(path)
+
+    watchdog.STUCK_SECONDS = 3.0
+    if me == 1:
+        time.sleep(9)
+    processes.wait_for_all("a late one")
+    assert processes.gather_objects(me) == [0, 1]
 
     mesh = make_mesh(MeshConfig(data=4))
     values = np.arange(16.0).reshape(8, 2)
@@ -212,6 +284,9 @@ def test_two_processes_agree_and_share(tmp_path: pathlib.Path) -> None:
     assert status == 0, output
     assert output.count("done") == 2
     assert [path.name for path in tmp_path.glob("written_by_*")] == ["written_by_0"]
+    late = 'process 1 has not reached "a late one" for'
+    assert output.count(late) >= 2, output
+    assert output.count(late) == output.count(f"[0] process 0: {late}")
 
 
 @pytest.mark.slow
