@@ -50,7 +50,7 @@ from r1jax.model.mesh_check import check_mesh
 from r1jax.model.outputs import Output
 from r1jax.model.transformer import Transformer
 from r1jax.optim import in_device_memory, in_host_memory, learning_rate_schedule, make_optimizer, move
-from r1jax.processes import from_writer, here, whole
+from r1jax.processes import by_writer, from_writer, here, whole
 from r1jax.rewards.grading import Grading
 from r1jax.rollout import (
     Completer,
@@ -414,12 +414,17 @@ class Loop:
             "done": done,
         }
         self.store.save(index * self.config.updates_per_rollout + done, state, metadata)
-        self.collector.forget(self.oldest_needed())
-        remove_stored(self.workdir / "evaluations", min(self.store.steps()))
+        self.forget_left_behind()
 
-    def oldest_needed(self) -> int:
-        """First rollout that the oldest checkpoint kept would have to repeat."""
-        return min(self.store.steps()) // self.config.updates_per_rollout
+    @by_writer
+    def forget_left_behind(self) -> None:
+        """Removes what is stored of rollouts and evaluations that the oldest checkpoint kept would not have to repeat.
+
+        The other processes may not see yet which checkpoints there are.
+        """
+        oldest = min(self.store.steps())
+        self.collector.forget(oldest // self.config.updates_per_rollout)
+        remove_stored(self.workdir / "evaluations", oldest)
 
     def evaluate(self, state: RLState, step: int) -> None:
         """The in-run evaluation; it always draws with the same keys."""
