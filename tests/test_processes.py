@@ -193,7 +193,9 @@ TALK = """
     import os, pathlib, socket, sys, time
     import jax, numpy as np
     from jax.sharding import PartitionSpec, NamedSharding
-    from r1jax import processes, watchdog
+    from r1jax import manifest, processes, watchdog
+    from r1jax.checkpoint import CheckpointError, CheckpointStore, abstract_like
+    from r1jax.metrics import NonFiniteError, check_finite
     from r1jax.sharding import MeshConfig, batch_sharding, make_mesh, shard_batch
     from r1jax.workdir import WorkdirError, check_shared
 
@@ -257,6 +259,38 @@ TALK = """
     assert mine.tolist() == (np.arange(8) // 4 == me).tolist()
     processes.fill_in_rows(mine, [half])
     np.testing.assert_array_equal(half, values)
+
+    store, read, whole = CheckpointStore(folder / "checkpoints"), [], manifest.checksum
+    for step in (1, 2):
+        assert store.save(step, {"rows": rows, "step": np.int64(step)})
+    manifest.checksum = lambda path: (read.append(path.name), whole(path))[1]
+    assert store.latest() == CheckpointStore(folder / "checkpoints").latest() == 2
+    step, tree, _ = store.restore(abstract_like({"rows": rows, "step": np.int64(0)}))
+    assert step == int(tree["step"]) == 2
+    np.testing.assert_array_equal(processes.here(tree["rows"], fill=-1), np.where(mine[:, None], values, -1))
+    first, second = processes.gather_objects([str(path) for path in read])
+    named = manifest.read_manifest(folder / "checkpoints" / "step_00000002", 2)["files"]
+    assert first and second and len(first) + len(second) == len(named)  # each file by one process, once
+    damaged = folder / "checkpoints" / "step_00000002" / sorted(manifest.share_out(
+        {name: size for name, (size, _) in named.items()}, 2)[1])[0]
+    content = damaged.read_bytes()
+    processes.wait_for_all("read")
+    processes.by_writer(damaged.write_bytes)(bytes([content[0] ^ 1]) + content[1:])
+    processes.wait_for_all("damaged")
+    assert CheckpointStore(folder / "checkpoints").latest() == 1
+    try:
+        store.restore(abstract_like({"rows": rows, "step": np.int64(0)}), step=2)
+    except CheckpointError as error:
+        assert f"{damaged.relative_to(folder / 'checkpoints' / 'step_00000002')} does not match" in str(error)
+    else:
+        raise AssertionError("damage goes unseen")
+
+    try:
+        check_finite({"loss": float("nan")}, 3, folder, lambda: {"x": np.arange(3)})
+    except NonFiniteError as error:
+        assert "nonfinite_step_3.npz" in str(error)
+        assert np.load(folder / "nonfinite_step_3.npz")["x"].tolist() == [0, 1, 2]
+    assert [path.name for path in folder.glob("nonfinite*")] == ["nonfinite_step_3.npz"]
     shared = make_mesh(MeshConfig(data=1, tensor=4))
     assert processes.own_rows(batch_sharding(shared, 1), 8).all() == (me == 0)
     if "--die" in own:
