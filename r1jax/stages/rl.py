@@ -418,11 +418,8 @@ class Loop:
 
     @by_writer
     def forget_left_behind(self) -> None:
-        """Removes what is stored of rollouts and evaluations that the oldest checkpoint kept would not have to repeat.
-
-        The other processes may not see yet which checkpoints there are.
-        """
-        oldest = min(self.store.steps())
+        """Removes the stored rollouts and evaluations that the oldest checkpoint kept would not have to repeat."""
+        oldest = min(self.store.steps())  # the other processes may not see yet which there are
         self.collector.forget(oldest // self.config.updates_per_rollout)
         remove_stored(self.workdir / "evaluations", oldest)
 
