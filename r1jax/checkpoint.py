@@ -34,7 +34,6 @@ from r1jax.manifest import (
     is_disk_full,
     read_manifest,
     sync,
-    sync_tree,
     verify,
     write_manifest,
 )
@@ -67,7 +66,8 @@ class CheckpointStore:
 
     Leaves may be jax arrays in any sharding, random-key arrays, numpy arrays and Python numbers; None, tuples, named
     tuples and dataclass nodes live in the tree's structure, which the target of `restore` gives back. With several
-    processes every process calls every method; orbax writes each process's shards, process 0 the rest.
+    processes every process calls every method but `steps`; orbax writes each process's shards, process 0 the rest, and
+    each checks its share of the files.
     """
 
     def __init__(self, directory: str | os.PathLike[str], keep: int = 2) -> None:
@@ -96,13 +96,16 @@ class CheckpointStore:
         Raises:
             CheckpointError: there are checkpoints, and all of them are damaged.
         """
-        step = from_writer(self._newest_whole)
-        if step == _NONE_WHOLE:
-            raise CheckpointError(
-                f"{self.directory}: every checkpoint is damaged (steps {self.steps()}). Put an undamaged copy back, or "
-                "remove the directory to start from the beginning."
-            )
-        return None if step == _NOTHING else step
+        steps = from_writer(self.steps)
+        for step in reversed(steps):
+            if self._is_whole(step):
+                return step
+        if not steps:
+            return None
+        raise CheckpointError(
+            f"{self.directory}: every checkpoint is damaged (steps {steps}). Put an undamaged copy back, or "
+            "remove the directory to start from the beginning."
+        )
 
     def save(self, step: int, tree: Any, metadata: Mapping[str, Any] | None = None) -> bool:
         """Writes one checkpoint and returns when it is safely on disk; then removes the oldest ones.
@@ -121,7 +124,7 @@ class CheckpointStore:
         text = json.dumps(dict(metadata or {}), ensure_ascii=False, sort_keys=True)
         leaves = dict(_named_leaves(tree))
         final = self._path(step)
-        if from_writer(lambda: final.is_dir() and self._is_whole(step)):
+        if from_writer(final.is_dir) and self._is_whole(step):
             _log.info("step %d is already saved in %s", step, self.directory)
             return False
         partial = final.with_name(final.name + _PARTIAL)
@@ -136,8 +139,8 @@ class CheckpointStore:
             wait_for_all("arrays written")
             if is_writer():
                 (partial / "metadata.json").write_text(text, encoding="utf-8")
-                write_manifest(partial, step, {name: _describe(name, leaf).entry() for name, leaf in leaves.items()})
-                sync_tree(partial)
+            write_manifest(partial, step, {name: _describe(name, leaf).entry() for name, leaf in leaves.items()})
+            if is_writer():
                 partial.rename(final)
                 sync(self.directory)
         except Exception as error:
@@ -175,7 +178,7 @@ class CheckpointStore:
                 raise CheckpointError(f"{self.directory}: no checkpoint to restore")
         path = self._path(step)
         try:
-            manifest = from_writer(lambda: verify(path, step))
+            manifest = verify(path, step)
         except DamagedError as error:
             raise CheckpointError(f"{path}: {error}") from error
         saved = {name: _Leaf(tuple(leaf[0]), leaf[1], leaf[2]) for name, leaf in manifest["leaves"].items()}
@@ -208,7 +211,6 @@ class CheckpointStore:
             (folder / "metadata.json").write_text(text, encoding="utf-8")
             leaves = {name: (tuple(leaf.shape), str(leaf.dtype), None) for name, leaf in saved.items()}
             write_manifest(folder, step, leaves)
-            sync_tree(folder)
             self.directory.mkdir(parents=True, exist_ok=True)
             folder.rename(final)
             sync(self.directory)
@@ -231,13 +233,6 @@ class CheckpointStore:
 
     def _path(self, step: int) -> pathlib.Path:
         return self.directory / f"{_PREFIX}{step:08d}"
-
-    def _newest_whole(self) -> int:
-        steps = self.steps()
-        for step in reversed(steps):
-            if self._is_whole(step):
-                return step
-        return _NONE_WHOLE if steps else _NOTHING
 
     def _is_whole(self, step: int) -> bool:
         try:
@@ -274,9 +269,6 @@ class CheckpointStore:
             f"{self.directory}: the disk is full ({free / 2**20:.0f} MiB free), step {step} could not be saved. {kept} "
             "Make room and run the same command again."
         )
-
-
-_NOTHING, _NONE_WHOLE = -1, -2
 
 
 def abstract_like(tree: Any) -> Any:
@@ -383,6 +375,7 @@ def _show(leaf: _Leaf) -> str:
     return f"{leaf.key_impl or leaf.dtype}{list(leaf.shape)}"
 
 
+@by_writer
 def _announce(message: str) -> None:
     _log.warning(message)
     # Not wrapped: the path must be there in one piece to be copied.

@@ -24,7 +24,7 @@ import rich.console
 import rich.progress
 import tensorboardX
 
-from r1jax.processes import is_writer
+from r1jax.processes import from_writer, is_writer
 from r1jax.workdir import WorkdirError
 
 TIME = "time"  # the one key of a row that may differ between two runs of the same work
@@ -333,13 +333,14 @@ class CompileCounter:
 def check_finite(
     values: Mapping[str, Any], step: int, workdir: str | os.PathLike[str], dump: Callable[[], Any]
 ) -> None:
-    """Stops the run at the first non-finite loss or norm, with the step's data saved.
+    """Stops the run at the first non-finite loss or norm, with the step's data saved by the writer.
 
     Args:
-        values: name -> scalar, e.g. loss and gradient norm.
+        values: name -> scalar, e.g. loss and gradient norm; the same in all processes.
         step: the step that computed them.
         workdir: gets `nonfinite_step_N.npz`, whose arrays are named by their path in the dumped tree.
-        dump: called only when a value is not finite; returns the pytree of arrays to save.
+        dump: called only when a value is not finite, and only in the writer; returns the pytree of host arrays to
+            save, which all processes hold alike (an array over all devices would give the writer's shards alone).
 
     Raises:
         NonFiniteError: naming the values and the file.
@@ -347,12 +348,15 @@ def check_finite(
     wrong = {name: float(value) for name, value in values.items() if not math.isfinite(float(value))}
     if not wrong:
         return
-    process = f"_process_{jax.process_index()}" if jax.process_count() > 1 else ""
-    path = pathlib.Path(workdir) / f"nonfinite_step_{step}{process}.npz"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    np.savez(path, **_host_arrays(dump()))
+    path = pathlib.Path(workdir) / f"nonfinite_step_{step}.npz"
+    from_writer(lambda: _dump(path, dump))  # all wait: the first to end would end the writer in the middle of it
     listed = ", ".join(f"{name} is {value}" for name, value in wrong.items())
     raise NonFiniteError(f"step {step}: {listed}. The step's data lies in {path}; the last checkpoint is untouched.")
+
+
+def _dump(path: pathlib.Path, dump: Callable[[], Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.savez(path, **_host_arrays(dump()))
 
 
 def _start_wandb(project: str, workdir: pathlib.Path) -> Any:

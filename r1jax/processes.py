@@ -1,28 +1,26 @@
-"""Several processes that make one run: how they find each other, agree, share what one of them has, and end together.
+"""Several processes that make one run: how they find each other, agree, and share what one of them has.
 
 Every process executes the same program on the same host data, and places on its devices what belongs there. So nothing
 depends on their number but who does the work on the host: a completion is decoded and graded by the process on whose
 devices it was drawn, and what comes of it is gathered. Process 0, the writer, writes every file but the arrays of
-checkpoints. Of one process all of this is the identity.
+checkpoints. Of one process all of this is the identity. `watchdog` ends them together.
 
 What is said here goes over jax's coordination service (small and frequent: flags, barriers, heartbeats) or over the
-devices (large: gathered objects). Every function but `is_writer`, `own_part`, `own_rows`, `here` and `place` must be
-called by all processes in the same order.
+devices (large: gathered objects). Every function but `is_alone`, `is_writer`, `own_part`, `own_rows`, `here`, `place`
+and `await_file` must be called by all processes in the same order.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
+import errno
 import functools
 import os
+import pathlib
 import pickle
-import re
-import sys
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NoReturn, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import jax
 import numpy as np
@@ -30,15 +28,15 @@ from jax._src import distributed
 from jax.experimental import multihost_utils
 from jax.sharding import Sharding
 
+from r1jax.watchdog import KEYS, Watchdog, client, waiting_at
+
 T = TypeVar("T")
 R = TypeVar("R")
 P = ParamSpec("P")
 
 GATHERED_BYTES = 64 * 2**20  # of all processes together, on every device, at once
+SHOWN_SECONDS = 90.0  # NFS may go on saying for a minute that a folder or file is not there
 BARRIER_MILLISECONDS = 7 * 24 * 3600 * 1000  # whoever died is noticed by the watchdog, long before
-PEER_LOST = 70  # exit status of a process that ended because another one did (EX_SOFTWARE)
-_KEYS = "r1jax"
-_STATUS = re.compile("(UNKNOWN|INTERNAL|UNAVAILABLE|ABORTED|CANCELLED|DEADLINE_EXCEEDED|FAILED_PRECONDITION): ")
 
 
 class ProcessesError(ValueError):
@@ -54,6 +52,11 @@ MANY: dict[str, Callable[[str], int]] = {
     "TPU_WORKER_HOSTNAMES": lambda names: 1 if " " in names else len(names.split(",")),  # libtpu leaves a warning there
     "MEGASCALE_NUM_SLICES": int,
 }
+
+UNKNOWN_ENVIRONMENT = (
+    "--distributed=on asks Open MPI, Slurm, GKE's TPU variables, a Cloud TPU VM's metadata and Kubernetes, in this "
+    "order; where none of them answers, --coordinator, --process_id and --num_processes are needed"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,22 +125,14 @@ def start(launch: Launch) -> None:
     if launch.local_devices is not None:
         jax.config.update("jax_num_cpu_devices", launch.local_devices)
     if launch.is_several(os.environ):
-        jax.config.update("jax_cpu_collectives_implementation", "gloo")
-        # Its C++ handler would take SIGTERM away from `stages.interruption`, which agrees on the step itself.
-        jax.config.update("jax_enable_preemption_service", False)
-        try:
-            jax.distributed.initialize(
-                launch.coordinator or None,
-                launch.num_processes,
-                launch.process_id,
-                cluster_detection_method="deactivate" if launch.coordinator else None,
-                # Jax aborts by itself with a long trace: only if the watchdog below could not.
-                heartbeat_timeout_seconds=int(2 * launch.peer_seconds) + 10,
-            )
-        except (ValueError, RuntimeError) as error:
-            raise ProcessesError(f"the processes of this run did not find each other: {error}") from error
-        joined = distributed.global_state  # jax.process_index() would already wait for the others' devices
-        _Watchdog.of_this_process = _Watchdog(joined.process_id, joined.num_processes, launch.peer_seconds)
+        _join(launch)
+    elif (
+        jax.process_count() > 1
+    ):  # hosts of a Cloud TPU slice stand in its metadata: libtpu joins them, and jax does not
+        raise ProcessesError(
+            f"--distributed={launch.distributed}: the devices are those of {jax.process_count()} processes, which have "
+            "not joined each other; here it must be --distributed=on"
+        )
     if launch.local_devices is not None and jax.local_device_count() != launch.local_devices:
         raise ProcessesError(
             f"--local_devices={launch.local_devices}: this process has {jax.local_device_count()} "
@@ -145,11 +140,31 @@ def start(launch: Launch) -> None:
         )
 
 
+def _join(launch: Launch) -> None:
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    # Its C++ handler would take SIGTERM away from `stages.interruption`, which agrees on the step itself.
+    jax.config.update("jax_enable_preemption_service", False)
+    try:
+        jax.distributed.initialize(
+            launch.coordinator or None,
+            launch.num_processes,
+            launch.process_id,
+            cluster_detection_method="deactivate" if launch.coordinator else None,
+            # Jax aborts by itself with a long trace: only if the watchdog below could not.
+            heartbeat_timeout_seconds=int(2 * launch.peer_seconds) + 10,
+        )
+    except (ValueError, RuntimeError) as error:
+        advice = f". {UNKNOWN_ENVIRONMENT}" if not launch.coordinator else ""
+        raise ProcessesError(f"the processes of this run did not find each other: {error}{advice}") from error
+    joined = distributed.global_state  # jax.process_index() would already wait for the others' devices
+    Watchdog.of_this_process = Watchdog(joined.process_id, joined.num_processes, launch.peer_seconds)
+
+
 def finish() -> None:
     """At the end of all work: waits for the other processes, then lets them go."""
-    if _Watchdog.of_this_process is not None:
+    if Watchdog.of_this_process is not None:
         wait_for_all("finish")
-        _Watchdog.of_this_process.stop()
+        Watchdog.of_this_process.stop()
         jax.distributed.shutdown()
 
 
@@ -158,12 +173,26 @@ def finish() -> None:
 
 def are_several() -> bool:
     """Whether this process has joined others."""
-    return _Watchdog.of_this_process is not None
+    return Watchdog.of_this_process is not None
+
+
+def is_alone() -> bool:
+    """Whether nobody else takes part in what this process does now: the writer, in what it looks up for all."""
+    return jax.process_count() == 1 or _Talk.writer_is_alone
 
 
 def is_writer() -> bool:
     """Whether this process writes the files of the run and shows its progress."""
     return jax.process_index() == 0
+
+
+def await_file(path: pathlib.Path, seconds: float = SHOWN_SECONDS) -> None:
+    """Returns once a file that another process has written shows up here. FileNotFoundError if it does not in time."""
+    deadline = time.monotonic() + seconds
+    while not path.is_file():
+        if time.monotonic() > deadline:
+            raise FileNotFoundError(errno.ENOENT, f"not there after {seconds:.0f} s", str(path))
+        time.sleep(0.2)
 
 
 def by_writer(write: Callable[P, object]) -> Callable[P, None]:
@@ -217,7 +246,8 @@ def whole(array: jax.Array) -> np.ndarray:
     """The array on every host; it passes through the memory of every device."""
     if array.is_fully_addressable or array.is_fully_replicated:
         return np.asarray(array)
-    return np.asarray(multihost_utils.process_allgather(array, tiled=True))
+    with waiting_at("an array from all"):
+        return np.asarray(multihost_utils.process_allgather(array, tiled=True))
 
 
 def fill_in_rows(own: np.ndarray, arrays: Sequence[np.ndarray]) -> None:
@@ -237,17 +267,24 @@ def gather_objects(mine: T) -> list[T]:
     if jax.process_count() == 1:
         return [mine]
     data = np.frombuffer(pickle.dumps(mine, protocol=5), np.uint8)
-    sizes = multihost_utils.process_allgather(np.array([data.size], np.int64))[:, 0]
+    with waiting_at("what is gathered"):
+        sizes = _gather_sizes(data.size)
     # Powers of two: few shapes, so few programs that move them.
-    piece = min(1 << int(sizes.max() - 1).bit_length(), GATHERED_BYTES // jax.process_count())
+    piece = min(1 << (max(sizes) - 1).bit_length(), GATHERED_BYTES // jax.process_count())
     parts: list[list[bytes]] = [[] for _ in sizes]
-    for begin in range(0, int(sizes.max()), piece):
+    for begin in range(0, max(sizes), piece):
         sent = np.zeros(piece, np.uint8)
         own = data[begin : begin + piece]
         sent[: own.size] = own
         for part, got, size in zip(parts, multihost_utils.process_allgather(sent), sizes, strict=True):
-            part.append(got[: max(0, int(size) - begin)].tobytes())
+            part.append(got[: max(0, size - begin)].tobytes())
     return [pickle.loads(b"".join(part)) for part in parts]
+
+
+def _gather_sizes(mine: int) -> list[int]:
+    """Numbers of bytes below 2^62, as two of 31 bits: on the devices an int64 is cut off to 32 without a word."""
+    halves = multihost_utils.process_allgather(np.array(divmod(mine, 2**31), np.int32))
+    return [int(high) * 2**31 + int(low) for high, low in halves]
 
 
 def gather_dicts(mine: Mapping[int, T]) -> dict[int, T]:
@@ -269,18 +306,37 @@ def from_writer(make: Callable[[], T]) -> T:
 
     Within `make` the writer is alone: there this is just a call.
     """
-    if jax.process_count() == 1 or _Talk.writer_is_alone:
+    if is_alone():
         return make()
     result: tuple[T | None, Exception | None] = (None, None)
     if is_writer():
         _Talk.writer_is_alone = True
         try:
-            result = make(), None
-        except Exception as error:  # noqa: BLE001  (raised again below, in all processes)
-            result = None, error
+            result = _attempt(make)
         finally:
             _Talk.writer_is_alone = False
-    value, failure = gather_objects(result)[0]
+    wait_for_all("what the writer looks up")  # on the host: a wait on the devices may have a limit
+    return _value_of(gather_objects(result)[0])
+
+
+def from_each(make: Callable[[], T]) -> list[T]:
+    """What `make` returns in each process, in their order; the first error of any of them is raised in all."""
+    if is_alone():
+        return [make()]
+    result = _attempt(make)
+    wait_for_all("what each process looks up")
+    return [_value_of(one) for one in gather_objects(result)]
+
+
+def _attempt(make: Callable[[], T]) -> tuple[T | None, Exception | None]:
+    try:
+        return make(), None
+    except Exception as error:  # noqa: BLE001  (raised again by `_value_of`, in all processes)
+        return None, error
+
+
+def _value_of(result: tuple[T | None, Exception | None]) -> T:
+    value, failure = result
     if failure is not None:
         raise failure
     return value  # type: ignore[return-value]
@@ -289,20 +345,21 @@ def from_writer(make: Callable[[], T]) -> T:
 def wait_for_all(what: str) -> None:
     """Returns once all processes are here; `what` tells one such place from another."""
     if jax.process_count() > 1:
-        _client().wait_at_barrier(f"{_KEYS}/{what}", BARRIER_MILLISECONDS)
+        with waiting_at(what):
+            client().wait_at_barrier(f"{KEYS}/{what}", BARRIER_MILLISECONDS)
 
 
 def agree(flag: bool) -> bool:
     """Whether any process has its flag set: the same answer in all of them. Does not touch the devices."""
     if jax.process_count() == 1:
         return flag
-    client = _client()
+    service = client()
     _Talk.agreements += 1
-    key = f"{_KEYS}/agree/{_Talk.agreements}"
+    key = f"{KEYS}/agree/{_Talk.agreements}"
     if flag:
-        client.key_value_set(f"{key}/{jax.process_index()}", "1")
+        service.key_value_set(f"{key}/{jax.process_index()}", "1")
     wait_for_all("agree")
-    return bool(client.key_value_dir_get(f"{key}/"))
+    return bool(service.key_value_dir_get(f"{key}/"))
 
 
 class _Talk:
@@ -310,100 +367,3 @@ class _Talk:
 
     agreements = 0  # questions so far: an answer is never taken for another's
     writer_is_alone = False  # in the function of a `from_writer`
-
-
-def _client() -> Any:
-    """The client of jax's coordination service; the public interface has no other way to a barrier on the host."""
-    return distributed.global_state.client
-
-
-# Ending together ------------------------------------------------------------------------------------------------------
-
-
-def leave(message: str, status: int) -> NoReturn:
-    """Ends this process with `status` and tells the others why, so that none of them waits for it."""
-    watchdog = _Watchdog.of_this_process
-    assert watchdog is not None
-    watchdog.stop()
-    _say(message)
-    with contextlib.suppress(Exception):  # whoever cannot be told is gone, or will miss the heartbeats
-        _client().key_value_set(f"{_KEYS}/ended/{watchdog.index}", f"{status} {message}")
-        time.sleep(2 * watchdog.interval + 1 if watchdog.index == 0 else 0)  # process 0 keeps what the others read
-    os._exit(status)  # jax's own shutdown would wait for processes that are gone
-
-
-def await_verdict(error: BaseException) -> None:
-    """After an operation that all processes take part in has failed: the watchdog ends this process, naming the one
-    that is gone. Returns if it was an error of another kind, or all are there."""
-    watchdog = _Watchdog.of_this_process
-    if watchdog is None or not _is_broken_connection(error):
-        return
-    watchdog.patience = min(watchdog.patience, 4 * watchdog.interval)
-    reason = str(error).strip().splitlines()[0][:200]
-    _say(f"lost the connection to another process ({reason}); looking which one has ended")
-    time.sleep(watchdog.patience + 3 * watchdog.interval)
-
-
-def _is_broken_connection(error: BaseException | None) -> bool:
-    """Whether a status of the runtime, rather than this program, stands at the root of an error."""
-    while error is not None:
-        if isinstance(error, jax.errors.JaxRuntimeError) or _STATUS.match(str(error)):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
-
-
-def _say(message: str) -> None:
-    """Every process's errors go to its own stderr, under its number."""
-    process = _Watchdog.of_this_process
-    print(f"process {process.index if process else 0}: {message}", file=sys.stderr, flush=True)
-
-
-class _Watchdog:
-    """A thread that tells the others that this process lives, and ends it when another one does not, or has said why.
-
-    It goes on while the main thread compiles, computes, or waits in an operation of all that will never end.
-    """
-
-    of_this_process: _Watchdog | None = None
-
-    def __init__(self, index: int, count: int, patience: float) -> None:
-        """patience: seconds without a sign of life after which a process counts as dead."""
-        self.index, self.count, self.patience = index, count, patience
-        self.interval = min(2.0, patience / 5)
-        self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="peers", daemon=True)
-        self._thread.start()
-
-    def stop(self) -> None:
-        """Watches no longer; the signs of life go out on the main thread's behalf no more either."""
-        self._stopped.set()
-        self._thread.join()
-
-    def _watch(self) -> None:
-        heard = {other: ("", time.monotonic()) for other in range(self.count)}  # last sign, and when it was new
-        beat = 0
-        while not self._stopped.wait(self.interval):
-            beat += 1
-            try:
-                _client().key_value_set(f"{_KEYS}/alive/{self.index}", str(beat), allow_overwrite=True)
-                ended = _client().key_value_dir_get(f"{_KEYS}/ended/")
-                signs = dict(_client().key_value_dir_get(f"{_KEYS}/alive/"))
-            except (ValueError, RuntimeError):  # the service runs in process 0
-                self._end("process 0, which coordinates the run, has ended", PEER_LOST)
-            for key, text in ended:
-                status, _, message = text.partition(" ")
-                self._end(f"ends because process {key.rpartition('/')[2]} has ended: {message}", int(status))
-            now = time.monotonic()
-            for other, (last, since) in heard.items():
-                sign = signs.get(f"{_KEYS}/alive/{other}", "")
-                if sign != last:
-                    heard[other] = sign, now
-                elif now - since > self.patience:
-                    silence = f"has given no sign of life for {now - since:.0f} s"
-                    self._end(f"ends because process {other} {silence}", PEER_LOST)
-
-    def _end(self, message: str, status: int) -> NoReturn:
-        """Of this process, whatever its main thread does; what was saved is kept."""
-        _say(f"{message}. What was saved is kept: run the same command to go on")
-        os._exit(status)

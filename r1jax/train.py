@@ -19,7 +19,7 @@ import rich.console
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from r1jax import processes
+from r1jax import processes, watchdog
 from r1jax.checkpoint import CheckpointError
 from r1jax.data.errors import DataError
 from r1jax.evaluation.report import write_report
@@ -28,7 +28,7 @@ from r1jax.settings import ConfigError, from_config, to_plain
 from r1jax.stages import pipeline
 from r1jax.stages.checks import Stage
 from r1jax.stages.interruption import SIGNALS, Interrupted
-from r1jax.workdir import WorkdirError, open_workdir
+from r1jax.workdir import WorkdirError, check_shared, open_workdir
 
 STAGES: dict[str, Stage] = {
     **pipeline.SINGLE_STAGES,
@@ -88,9 +88,9 @@ def check(config: ConfigDict, workdir: pathlib.Path | None) -> str:
     stage, typed = read_config(config)
     if workdir is None:
         return "the configuration is valid (with --workdir, data, tools and endpoints are looked at too)"
-    if workdir.is_file():
+    if processes.from_writer(workdir.is_file):
         raise WorkdirError(f"{workdir} is a file; --workdir needs a directory")
-    if stage in pipeline.SINGLE_STAGES and (workdir / "config.json").exists():
+    if stage in pipeline.SINGLE_STAGES and processes.from_writer((workdir / "config.json").exists):
         open_workdir(workdir, {"stage": stage, **to_plain(typed)})  # of another config?
     STAGES[stage].check(typed, workdir, {})
     return "the configuration is valid, and what it needs is there"
@@ -106,9 +106,9 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
         chosen.run(typed, workdir)
         return
     plain = {"stage": stage, **to_plain(typed)}
-    if (workdir / "config.json").exists():
+    if processes.from_writer((workdir / "config.json").exists):
         open_workdir(workdir, plain)  # of another config? said first
-    if not (workdir / "summary.json").exists():
+    if not processes.from_writer((workdir / "summary.json").exists):
         chosen.check(typed, workdir, {})  # what is refused leaves no folder that would then refuse the mended config
     processes.wait_for_all("checked")
     chosen.run(typed, open_workdir(workdir, plain))
@@ -168,10 +168,10 @@ def launch_of_flags() -> processes.Launch:
 
 def leave_for(error: Exception) -> NoReturn:
     """Ends this one of several processes because of an error: another one's end, if that is behind it, or its own."""
-    processes.await_verdict(error)
+    watchdog.await_verdict(error)
     if DEBUG.value or not isinstance(error, USER_ERRORS):
         traceback.print_exception(error)
-    processes.leave(describe(error), 1)
+    watchdog.leave(describe(error), 1)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -191,10 +191,14 @@ def main(argv: Sequence[str]) -> None:
         jax.config.update("jax_compilation_cache_dir", str(cache))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     try:
-        processes.start(launch_of_flags())
+        launch = launch_of_flags()
+        if WORKDIR.value is not None:  # fields alone are checked without devices, which another run may be using
+            processes.start(launch)
         for number in SIGNALS:
             signal.signal(number, _terminate)  # outside of the stages' loops, which save first
         workdir = None if WORKDIR.value is None else pathlib.Path(WORKDIR.value)
+        if workdir is not None:
+            check_shared(workdir)
         if CHECK.value:
             said = check(CONFIG.value, workdir)
             console.print(said, style="green", highlight=False)
@@ -204,7 +208,7 @@ def main(argv: Sequence[str]) -> None:
         processes.finish()
     except Interrupted as stop:
         if processes.are_several():
-            processes.leave(str(stop), 143)
+            watchdog.leave(str(stop), 143)
         console.print(str(stop), style="yellow", highlight=False, soft_wrap=True)
         sys.exit(143)
     except Exception as error:

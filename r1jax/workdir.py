@@ -5,16 +5,63 @@ from __future__ import annotations
 import json
 import os
 import pathlib
+import secrets
+import socket
 from collections.abc import Mapping
 from typing import Any
 
-from r1jax.processes import by_writer, from_writer
+from r1jax.processes import SHOWN_SECONDS, await_file, by_writer, from_each, from_writer, is_alone
 
 RUN_FILES = ("metrics.jsonl", "samples.jsonl", "checkpoints", "summary.json")
 
 
 class WorkdirError(ValueError):
     """The work directory belongs to another run, or its files are not what the checkpoint says."""
+
+
+def check_shared(workdir: pathlib.Path, seconds: float = SHOWN_SECONDS) -> None:
+    """That all processes see one and the same folder, which is made: else they would wait for each other's files.
+
+    Args:
+        workdir: directory of the run.
+        seconds: for how long a process may not see what the writer has left in it: network file systems are slow.
+
+    Raises:
+        WorkdirError: a process has another path, or does not see there what the writer does; named with its host.
+    """
+    if is_alone():
+        return
+    places = from_each(lambda: (socket.gethostname(), str(workdir.absolute())))
+    names = [f"process {process} on {host}" for process, (host, _) in enumerate(places)]
+    allowed = "It must be one folder, under the same path on all hosts"
+    for name, (_, path) in zip(names, places, strict=True):
+        if path != places[0][1]:
+            raise WorkdirError(f"--workdir: {places[0][1]} in {names[0]}, but {path} in {name}. {allowed}")
+    token = from_writer(lambda: _leave_token(workdir))
+    problems = from_each(lambda: _look_for_token(token, seconds))
+    from_writer(token.unlink)
+    for name, problem in zip(names, problems, strict=True):
+        if problem:
+            seen = f"{name} does not see what {names[0]} has written there ({problem})"
+            raise WorkdirError(f"--workdir={places[0][1]}: {seen}. {allowed}")
+
+
+def _leave_token(workdir: pathlib.Path) -> pathlib.Path:
+    if workdir.is_file():
+        raise WorkdirError(f"{workdir} is a file; --workdir needs a directory")
+    workdir.mkdir(parents=True, exist_ok=True)
+    name = f"shared_{secrets.token_hex(8)}.token"  # a new one: no host remembers that there is none of the name
+    write_atomically(workdir / name, name)
+    return workdir / name
+
+
+def _look_for_token(path: pathlib.Path, seconds: float) -> str:
+    """What is wrong with it; empty for nothing."""
+    try:
+        await_file(path, seconds)
+        return "" if path.read_text(encoding="utf-8") == path.name else "it reads something else"
+    except OSError as error:
+        return str(error.strerror or error)
 
 
 def open_workdir(workdir: str | os.PathLike[str], config: Mapping[str, Any] | str) -> pathlib.Path:

@@ -21,6 +21,7 @@ from flax import struct
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import r1jax.checkpoint
+import r1jax.manifest
 from r1jax.checkpoint import CheckpointError, CheckpointStore, DiskFullError, abstract_like
 
 
@@ -221,7 +222,10 @@ def test_a_full_disk_leaves_the_old_ones(tmp_path, monkeypatch):
 
 
 def test_another_failure_is_not_called_a_full_disk(tmp_path, monkeypatch):
-    monkeypatch.setattr(r1jax.checkpoint, "sync_tree", lambda directory: (_ for _ in ()).throw(OSError(5, "I/O error")))
+    def broken(path):
+        raise OSError(5, "I/O error")
+
+    monkeypatch.setattr(r1jax.manifest, "sync", broken)
     with pytest.raises(OSError, match="I/O error"):
         CheckpointStore(tmp_path).save(1, {"x": np.arange(3)})
     assert not list(tmp_path.iterdir())
@@ -310,6 +314,29 @@ def test_a_kill_during_a_save_never_loses_what_was_saved(tmp_path):
         acknowledged = max([int(ready[1]) - 1, *(int(line.split()[1]) for line in rest if line.count(" ") == 1)])
     assert CheckpointStore(tmp_path).latest() in (acknowledged, acknowledged + 1)
     assert acknowledged >= 4
+
+
+def test_every_file_is_one_process_share():
+    sizes = {"big": 900, **{f"small{i}": 100 for i in range(9)}, "empty": 0}
+    parts = r1jax.manifest.share_out(sizes, 2)
+    assert sorted(name for part in parts for name in part) == sorted(sizes)
+    assert [sum(sizes[name] for name in part) for part in parts] == [900, 900]
+    assert r1jax.manifest.share_out({"a": 1}, 3) == [["a"], [], []]
+
+
+def test_what_was_found_right_is_read_once(tmp_path, monkeypatch):
+    store, read = CheckpointStore(tmp_path), []
+    store.save(1, {"x": np.arange(3)})
+    store.save(2, {"x": np.arange(3)})
+    whole = r1jax.manifest.checksum
+    monkeypatch.setattr(r1jax.manifest, "checksum", lambda path: (read.append(path), whole(path))[1])
+    assert CheckpointStore(tmp_path).latest() == 2
+    assert len(read) == len(set(read)) > 0
+    assert CheckpointStore(tmp_path).restore({"x": np.zeros(3, np.int64)})[0] == 2
+    assert not CheckpointStore(tmp_path).save(2, {"x": np.arange(3)})
+    assert len(read) == len(set(read))
+    flip_byte(largest_file(tmp_path / "step_00000002"))  # it looks changed, and is read again
+    assert CheckpointStore(tmp_path).latest() == 1
 
 
 def test_the_manifest_is_readable(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import pathlib
 import signal
@@ -10,11 +11,12 @@ import time
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from r1jax import processes
+from r1jax import processes, watchdog
 from r1jax.processes import Launch, ProcessesError
 from r1jax.sharding import MeshConfig, batch_sharding, make_mesh
 from r1jax.stages.interruption import Interruption
@@ -76,6 +78,44 @@ def test_one_process_is_alone() -> None:
     processes.wait_for_all("a test")
     processes.finish()
     assert jax.config.values["jax_cpu_collectives_implementation"] in (None, "gloo")
+
+
+def test_no_size_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As jax's own gathering does with an int64: what lies on a device has 32 bits."""
+    monkeypatch.setattr(
+        processes.multihost_utils, "process_allgather", lambda mine: np.stack([np.asarray(jnp.asarray(mine))] * 2)
+    )
+    assert processes._gather_sizes(3 * 10**9) == [3 * 10**9] * 2
+    assert processes._gather_sizes(2**40 + 7) == [2**40 + 7] * 2
+
+
+def test_devices_of_several_that_have_not_joined_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a Cloud TPU slice libtpu counts all hosts, whether or not jax knows them."""
+    monkeypatch.setattr(jax, "process_count", lambda: 4)
+    with pytest.raises(ProcessesError, match=r"--distributed=auto: .* of 4 processes.* must be --distributed=on"):
+        processes.start(Launch())
+
+
+def test_who_finds_nobody_is_told_where_was_looked(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nowhere(*args: object, **kwargs: object) -> None:
+        raise ValueError("coordinator_address should be defined.")
+
+    monkeypatch.setattr(jax.distributed, "initialize", nowhere)
+    monkeypatch.setattr(jax.config, "update", lambda *args: None)
+    with pytest.raises(ProcessesError, match=r"asks Open MPI, Slurm, .* Kubernetes.* --coordinator, --process_id and"):
+        processes.start(Launch("on"))
+
+
+def test_a_late_process_is_named_with_where_it_stands() -> None:
+    here = watchdog.Standing(7, "checkpoint begun", 0.0)
+    there = watchdog.Standing.read(watchdog.Standing(6, "what is gathered").sign())
+    assert watchdog.describe_late(here, {1: here, 2: dataclasses.replace(here, since=None)}, 600) == ""
+    assert watchdog.describe_late(here, {1: here, 17: there}, 600) == (
+        'process 17 has not reached "checkpoint begun" for 10 min; process 17 was last at "what is gathered"'
+    )
+    assert watchdog.describe_late(here, {5: there, 3: there}, 9).startswith(
+        "2 processes, the first of them 3, have not"
+    )
 
 
 def test_nobody_is_asked_for_nothing() -> None:
@@ -150,11 +190,14 @@ def test_the_local_launcher_ends_all_when_one_fails(tmp_path: pathlib.Path) -> N
 
 
 TALK = """
-    import pathlib, sys
+    import os, pathlib, socket, sys, time
     import jax, numpy as np
     from jax.sharding import PartitionSpec, NamedSharding
-    from r1jax import processes
+    from r1jax import manifest, processes, watchdog
+    from r1jax.checkpoint import CheckpointError, CheckpointStore, abstract_like
+    from r1jax.metrics import NonFiniteError, check_finite
     from r1jax.sharding import MeshConfig, batch_sharding, make_mesh, shard_batch
+    from r1jax.workdir import WorkdirError, check_shared
 
     own = {flag.partition("=")[0]: flag.partition("=")[2] for flag in sys.argv[1:]}
     me, folder = int(own["--process_id"]), pathlib.Path(own["--folder"])
@@ -174,6 +217,37 @@ TALK = """
     else:
         raise AssertionError("the writer's error is everybody's")
     processes.by_writer((folder / f"written_by_{me}").write_text)("")
+    assert processes.from_each(lambda: processes.is_alone() or me) == [0, 1]
+    assert processes.from_writer(lambda: processes.from_each(processes.is_alone)) == [True]
+    try:
+        processes.from_each(lambda: 1 // (1 - me))
+    except ZeroDivisionError:
+        pass
+    else:
+        raise AssertionError("the error of any is everybody's")
+    assert processes._gather_sizes(3 * 10**9 + me) == [3 * 10**9, 3 * 10**9 + 1]
+
+    check_shared(folder / "shared", 1.0)
+    assert not list((folder / "shared").iterdir())
+    own_disk = folder / f"disk_of_{me}"
+    own_disk.mkdir()
+    os.chdir(own_disk)
+    for path, words in (
+        ("run", f"--workdir: {folder}/disk_of_0/run in process 0 on {socket.gethostname()}, but {folder}/disk_of_1"),
+        ("/proc/self/cwd/run", "--workdir=/proc/self/cwd/run: process 1 on"),  # the same path on two disks
+    ):
+        try:
+            check_shared(pathlib.Path(path), 1.0)
+        except WorkdirError as error:
+            assert words in str(error), error
+        else:
+            raise AssertionError(path)
+
+    watchdog.STUCK_SECONDS = 3.0
+    if me == 1:
+        time.sleep(9)
+    processes.wait_for_all("a late one")
+    assert processes.gather_objects(me) == [0, 1]
 
     mesh = make_mesh(MeshConfig(data=4))
     values = np.arange(16.0).reshape(8, 2)
@@ -185,6 +259,38 @@ TALK = """
     assert mine.tolist() == (np.arange(8) // 4 == me).tolist()
     processes.fill_in_rows(mine, [half])
     np.testing.assert_array_equal(half, values)
+
+    store, read, whole = CheckpointStore(folder / "checkpoints"), [], manifest.checksum
+    for step in (1, 2):
+        assert store.save(step, {"rows": rows, "step": np.int64(step)})
+    manifest.checksum = lambda path: (read.append(path.name), whole(path))[1]
+    assert store.latest() == CheckpointStore(folder / "checkpoints").latest() == 2
+    step, tree, _ = store.restore(abstract_like({"rows": rows, "step": np.int64(0)}))
+    assert step == int(tree["step"]) == 2
+    np.testing.assert_array_equal(processes.here(tree["rows"], fill=-1), np.where(mine[:, None], values, -1))
+    first, second = processes.gather_objects([str(path) for path in read])
+    named = manifest.read_manifest(folder / "checkpoints" / "step_00000002", 2)["files"]
+    assert first and second and len(first) + len(second) == len(named)  # each file by one process, once
+    damaged = folder / "checkpoints" / "step_00000002" / sorted(manifest.share_out(
+        {name: size for name, (size, _) in named.items()}, 2)[1])[0]
+    content = damaged.read_bytes()
+    processes.wait_for_all("read")
+    processes.by_writer(damaged.write_bytes)(bytes([content[0] ^ 1]) + content[1:])
+    processes.wait_for_all("damaged")
+    assert CheckpointStore(folder / "checkpoints").latest() == 1
+    try:
+        store.restore(abstract_like({"rows": rows, "step": np.int64(0)}), step=2)
+    except CheckpointError as error:
+        assert f"{damaged.relative_to(folder / 'checkpoints' / 'step_00000002')} does not match" in str(error)
+    else:
+        raise AssertionError("damage goes unseen")
+
+    try:
+        check_finite({"loss": float("nan")}, 3, folder, lambda: {"x": np.arange(3)})
+    except NonFiniteError as error:
+        assert "nonfinite_step_3.npz" in str(error)
+        assert np.load(folder / "nonfinite_step_3.npz")["x"].tolist() == [0, 1, 2]
+    assert [path.name for path in folder.glob("nonfinite*")] == ["nonfinite_step_3.npz"]
     shared = make_mesh(MeshConfig(data=1, tensor=4))
     assert processes.own_rows(batch_sharding(shared, 1), 8).all() == (me == 0)
     if "--die" in own:
@@ -212,12 +318,15 @@ def test_two_processes_agree_and_share(tmp_path: pathlib.Path) -> None:
     assert status == 0, output
     assert output.count("done") == 2
     assert [path.name for path in tmp_path.glob("written_by_*")] == ["written_by_0"]
+    late = 'process 1 has not reached "a late one" for'
+    assert output.count(late) >= 2, output
+    assert output.count(late) == output.count(f"[0] process 0: {late}")
 
 
 @pytest.mark.slow
 def test_who_is_killed_is_named_by_the_others(tmp_path: pathlib.Path) -> None:
     status, output, run = talk(tmp_path, "--die=yes")
-    assert {one.process: one.status for one in run.ended} == {1: -signal.SIGKILL, 0: processes.PEER_LOST}, output
+    assert {one.process: one.status for one in run.ended} == {1: -signal.SIGKILL, 0: watchdog.PEER_LOST}, output
     assert "process 0: ends because process 1 has given no sign of life for" in output
     assert run.ended[1].seconds - run.ended[0].seconds < 5 + 3 + 5  # patience, two looks, and a busy machine
     assert status == 128 + signal.SIGKILL

@@ -18,6 +18,7 @@ import dataclasses
 import json
 import pathlib
 import shutil
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -169,8 +170,12 @@ def kill_at(arguments: argparse.Namespace, workdir: pathlib.Path, moment: Moment
     """Starts the step, kills a process at the moment, waits for the others. RuntimeError if the moment was missed."""
     folder = workdir / arguments.step
     run = start(arguments, workdir, arguments.step, arguments.processes, log)
-    while run.running() and not moment.is_there(folder):
-        time.sleep(POLL_SECONDS)
+    try:
+        while run.running() and not moment.is_there(folder):
+            time.sleep(POLL_SECONDS)
+    except BaseException:
+        run.signal(signal.SIGKILL)  # a terminal's Ctrl-C does not reach them
+        raise
     run.processes[moment.victim].kill()
     killed = time.monotonic()
     fell, rows = moment.is_there(folder), count_rows(folder)

@@ -49,7 +49,7 @@ from r1jax.model.config import ModelConfig
 from r1jax.model.outputs import Output
 from r1jax.model.transformer import Transformer
 from r1jax.optim import in_device_memory, in_host_memory, learning_rate_schedule, make_optimizer, move
-from r1jax.processes import from_writer, here, whole
+from r1jax.processes import by_writer, from_writer, here, whole
 from r1jax.rewards.grading import Grading
 from r1jax.rollout import (
     Completer,
@@ -412,12 +412,14 @@ class Loop:
             "done": done,
         }
         self.store.save(index * self.config.updates_per_rollout + done, state, metadata)
-        self.collector.forget(self.oldest_needed())
-        remove_stored(self.workdir / "evaluations", min(self.store.steps()))
+        self.forget_left_behind()
 
-    def oldest_needed(self) -> int:
-        """First rollout that the oldest checkpoint kept would have to repeat."""
-        return min(self.store.steps()) // self.config.updates_per_rollout
+    @by_writer
+    def forget_left_behind(self) -> None:
+        """Removes the stored rollouts and evaluations that the oldest checkpoint kept would not have to repeat."""
+        oldest = min(self.store.steps())  # the other processes may not see yet which there are
+        self.collector.forget(oldest // self.config.updates_per_rollout)
+        remove_stored(self.workdir / "evaluations", oldest)
 
     def evaluate(self, state: RLState, step: int) -> None:
         """The in-run evaluation; it always draws with the same keys."""

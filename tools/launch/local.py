@@ -4,9 +4,9 @@
 
 What stands behind `--` goes to `python -m r1jax.train` of every process; `--module` names another program that takes
 the same flags of processes (--coordinator, --process_id, --num_processes, --local_devices). Their output comes with the
-number of the process in front. SIGTERM and Ctrl-C are handed to all of them. When one fails, the others have
-`--grace` seconds to end by themselves, which r1jax does, and are killed after that. The exit status is that of the
-process that ended first with another than 0.
+number of the process in front. SIGTERM, SIGHUP and Ctrl-C are handed to all of them, once. When one fails, the others
+have `--grace` seconds to end by themselves, which r1jax does, and are killed after that. The exit status is that of
+the process that ended first with another than 0.
 """
 
 from __future__ import annotations
@@ -73,6 +73,7 @@ class LocalRun:
                 text=True,
                 errors="replace",
                 env={**os.environ, "JAX_PLATFORMS": "cpu"},
+                start_new_session=True,  # a terminal's Ctrl-C goes to its whole group: it would reach them twice
             )
             for index in range(processes)
         ]
@@ -104,12 +105,19 @@ class LocalRun:
         return len(self.ended) < len(self.processes)
 
     def wait(self) -> int:
-        """Waits for all; kills those that are left `grace` seconds after one has failed. The exit status of the run."""
-        while self.running():
-            failed = [one for one in self.ended if one.status]
-            if failed and time.monotonic() - self._began > failed[0].seconds + self.grace:
-                self.signal(signal.SIGKILL)
-            time.sleep(POLL_SECONDS)
+        """Waits for all; kills those that are left `grace` seconds after one has failed. The exit status of the run.
+
+        Whatever ends the wait ends them too: no terminal does.
+        """
+        try:
+            while self.running():
+                failed = [one for one in self.ended if one.status]
+                if failed and time.monotonic() - self._began > failed[0].seconds + self.grace:
+                    self.signal(signal.SIGKILL)
+                time.sleep(POLL_SECONDS)
+        except BaseException:
+            self.signal(signal.SIGKILL)
+            raise
         for reader in self._readers:
             reader.join()
         first = next((one.status for one in self.ended if one.status), 0)
@@ -143,7 +151,7 @@ def main() -> int:
     def pass_on(number: int, frame: types.FrameType | None) -> None:
         run.signal(number)
 
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, pass_on)
     return run.wait()
 
