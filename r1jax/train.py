@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import pathlib
+import re
 import signal
 import sys
 import traceback
@@ -24,7 +25,7 @@ from r1jax.checkpoint import CheckpointError
 from r1jax.data.errors import DataError
 from r1jax.evaluation.report import write_report
 from r1jax.metrics import NonFiniteError
-from r1jax.settings import ConfigError, from_config, to_plain
+from r1jax.settings import ConfigError, from_config, to_plain, with_room
 from r1jax.stages import pipeline
 from r1jax.stages.checks import Stage
 from r1jax.stages.interruption import SIGNALS, Interrupted
@@ -45,6 +46,17 @@ USER_ERRORS = (
     OSError,
 )
 
+
+class RoomyParser(config_flags.config_flags.ConfigFileFlagParser):
+    """Of `--config`: the file's configuration with room for every `--config.A.B=...` of the command line."""
+
+    def parse(self, path: str) -> Any:
+        """As the parser of the package, whose answer to a file that is not there is no ConfigDict."""
+        config = super().parse(path)
+        names = (re.match(r"--?(?:no)?config\.([^=]+)", argument) for argument in sys.argv)
+        return with_room(config, [name[1] for name in names if name]) if isinstance(config, ConfigDict) else config
+
+
 # Fields that a file leaves at their defaults can be set too: `from_config` refuses those that the stage does not have.
 CONFIG = config_flags.DEFINE_config_file(
     "config",
@@ -53,8 +65,9 @@ CONFIG = config_flags.DEFINE_config_file(
     lock_config=False,
     accept_new_attributes=True,
 )
+flags.FLAGS["config"].parser = RoomyParser("config", lock_config=False)
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: metrics, samples, checkpoints, report.")
-OVERRIDES = "--config.A.B=... needs an A in the config file; of a pipeline's third step: --config.steps[2].config.A=..."
+OVERRIDES = "an override is --config.A.B=...; of a pipeline's third step: --config.steps[2].config.A=..."
 CHECK = flags.DEFINE_bool(
     "check", False, "Only check: the configuration and, with --workdir, what it needs. Runs nothing."
 )
@@ -76,7 +89,7 @@ PEER_SECONDS = flags.DEFINE_float(
 
 def read_config(config: ConfigDict) -> tuple[str, Any]:
     """The name of the config's stage, and the config as the stage's dataclass. ConfigError naming a wrong field."""
-    fields = config.to_dict()
+    fields = to_plain(config)
     stage = fields.pop("stage", None)
     if stage not in STAGES:
         raise ConfigError(f"stage: {stage!r} is not one of {sorted(STAGES)}")

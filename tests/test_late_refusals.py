@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import pathlib
-import types
 from typing import Any
 
-import numpy as np
 import pytest
 from bad_pipelines import pipeline, refused
 
 from r1jax import train
 from r1jax.model.presets import get_preset
 from r1jax.settings import ConfigError
-from r1jax.sharding import MESH_AXES, MeshConfig, batch_sharding, make_mesh
+from r1jax.sharding import make_mesh
 from r1jax.stages import rl
-from r1jax.stages.checks import check_decoded, known_policy, row_owners
+from r1jax.stages.checks import known_policy
 from r1jax.stages.policy import PolicySource
 
 pytestmark = pytest.mark.usefixtures("one_device", "no_long_work")
@@ -105,33 +103,3 @@ def test_a_kernel_that_is_not_there_is_refused_first(stage: str, tmp_path: pathl
     changes = {stage: {"model": kernel} if stage == "pretrain" else {"init": kernel}}
     shown = refused(pipeline(**changes), tmp_path / "run", ConfigError)
     assert f"steps[{stage}].config: attention_impl is 'kernel', but there is none for the platform 'cpu'" in shown
-
-
-def mesh_of_processes(owners: list[int], **sizes: int) -> Any:
-    """A mesh as far as `check_decoded` looks: its axes, and whose each device is."""
-    shape = {axis: sizes.get(axis, 1) for axis in MESH_AXES}
-    devices = np.array([types.SimpleNamespace(process_index=owner) for owner in owners], object)
-    return types.SimpleNamespace(shape=shape, devices=devices.reshape(tuple(shape.values())))
-
-
-def test_a_group_of_rows_is_never_on_several_processes() -> None:
-    two = mesh_of_processes([0, 0, 1, 1], data=4)
-    check_decoded(8, two, 4)
-    with pytest.raises(ConfigError, match=r"decoding\.batch_size: 4 puts a group of group_size = 4 rows on several"):
-        check_decoded(4, two, 4)
-    with pytest.raises(ConfigError, match=r"batch_size: 12 .* the next that keeps each on one: 16"):
-        check_decoded(12, two, 4)
-    with pytest.raises(ConfigError, match=r"the next that keeps each on one: 16"):
-        check_decoded(8, mesh_of_processes([0, 1, 0, 1], data=4), 4)
-    check_decoded(4, mesh_of_processes([0, 1, 0, 1], data=2, tensor=2), 2)  # both hold all rows: one reads them
-
-
-@pytest.mark.parametrize("sizes", [{"data": 8}, {"data": 2, "expert": 2, "tensor": 2}, {"fsdp": 4, "tensor": 2}])
-def test_a_rows_owner_is_the_one_who_holds_it(sizes: dict[str, int]) -> None:
-    """Against jax's own map, with a process for every device."""
-    mesh = make_mesh(MeshConfig(**{"data": 1, **sizes}))
-    expected = np.full(16, 99)
-    for device, (rows,) in batch_sharding(mesh, 1).devices_indices_map((16,)).items():
-        expected[rows] = np.minimum(expected[rows], device.id)
-    everyone = mesh_of_processes([device.id for device in mesh.devices.flat], **sizes)
-    np.testing.assert_array_equal(row_owners(16, everyone), expected)

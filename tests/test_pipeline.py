@@ -457,7 +457,15 @@ def test_two_processes_do_not_share_a_workdir(tmp_path: pathlib.Path) -> None:
 
 @pytest.mark.filterwarnings("ignore:the load_module")  # ml_collections reads config files by it
 def test_fields_that_the_file_leaves_out_can_be_set_on_the_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    arguments = ["train", "--config=configs/r1_zero.py:tiny", "--config.only=r1_zero", "--config.reuse=('runs/a',)"]
+    arguments = [
+        "train",
+        "--config=configs/r1_zero.py:tiny",
+        "--config.only=r1_zero",
+        "--config.reuse=('runs/a',)",
+        "--config.steps[2].config.mesh.fsdp=2",
+        "--config.steps[2].config.init.overrides.remat=block",
+        "--config.steps[2].config.record_experts=False",
+    ]
     monkeypatch.chdir(pathlib.Path(__file__).parents[1])
     monkeypatch.setattr(sys, "argv", arguments)
     try:
@@ -468,6 +476,8 @@ def test_fields_that_the_file_leaves_out_can_be_set_on_the_command_line(monkeypa
             delattr(flags.FLAGS, name)
         flags.FLAGS.unparse_flags()
     assert (read.only, read.reuse) == ("r1_zero", ("runs/a",))
+    changed = pipeline.stage_configs(read)[2]
+    assert (changed.mesh.fsdp, changed.init.overrides, changed.record_experts) == (2, {"remat": "block"}, False)
 
 
 @pytest.mark.filterwarnings("ignore:the load_module")

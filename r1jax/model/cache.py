@@ -135,6 +135,16 @@ def take_rows(cache: Cache, rows: Array) -> Cache:
     return _map_layers(cache, take).replace(start=cache.start[rows])  # type: ignore[attr-defined]
 
 
+def repeat_rows(cache: Cache, times: int) -> Cache:
+    """Every row `times` times, one behind the other. As `take_rows`, but rows of a device stay on it: of rows that are
+    looked up by number the compiler cannot know where they are, and brings all of them to every device."""
+
+    def repeat(layers: LayerCache) -> LayerCache:
+        return jax.tree.map(lambda x: jnp.repeat(x, times, axis=1), layers)
+
+    return _map_layers(cache, repeat).replace(start=jnp.repeat(cache.start, times))  # type: ignore[attr-defined]
+
+
 def write_entries(layers: LayerCache | None, entries: LayerCache | None, index: Array) -> LayerCache | None:
     """Writes the entries of T new tokens (T slots in the layers' layout) at slot `index` of every layer and row."""
     if layers is None or entries is None:

@@ -145,31 +145,46 @@ def traffic(program: Program, instruction: Instruction, scope: Computation) -> f
     fused = program.fused(instruction)
     if fused is None:
         return _in_memory(written) + sum(_in_memory(operand.shapes) for operand in operands)
-    return _fusion_traffic(fused, operands, instruction)
+    return _fusion_traffic(program, instruction, operands)
 
 
 def _in_memory(shapes: tuple[Shape, ...]) -> float:
     return sum(shape.bytes for shape in shapes if not shape.on_chip)
 
 
-def _fusion_traffic(fused: Computation, operands: list[Instruction], fusion: Instruction) -> float:
+def _fusion_traffic(program: Program, fusion: Instruction, operands: list[Instruction]) -> float:
     total = _in_memory(fusion.shapes)
-    updates = [inner for inner in fused.values() if inner.opcode == "dynamic-update-slice"]
-    updated = {inner.operands[0] for inner in updates}
-    for inner in updates:  # in place: the part instead of the whole
-        if inner.shapes[0] in fusion.shapes and not inner.shapes[0].on_chip:
-            total -= inner.shapes[0].bytes - fused[inner.operands[1]].shapes[0].bytes
-    for inner in fused.values():
-        if inner.opcode != "parameter" or int(inner.constant) >= len(operands):
+    for inner, scope in program.within(fusion):  # in place: the part instead of the whole
+        if inner.opcode != "dynamic-update-slice" or inner.shapes[0].on_chip or inner.operands[1] not in scope:
             continue
-        whole = _in_memory(operands[int(inner.constant)].shapes)
-        users = [user for user in fused.values() if inner.name in user.operands]
-        if users and all(user.opcode in READS_A_PART and user.operands[0] == inner.name for user in users):
-            whole = min(whole, sum(user.shapes[0].bytes for user in users))
-        elif inner.name in updated:
-            whole = 0.0
-        total += whole
+        if inner.shapes[0] in fusion.shapes:
+            total -= inner.shapes[0].bytes - scope[inner.operands[1]].shapes[0].bytes
+    fused = program.fused(fusion) or {}
+    for inner in fused.values():
+        if inner.opcode == "parameter" and int(inner.constant) < len(operands):
+            total += _read_of(program, fused, inner.name, _in_memory(operands[int(inner.constant)].shapes))
     return max(total, 0.0)
+
+
+def _read_of(program: Program, fused: Computation, name: str, whole: float) -> float:
+    """Bytes that a fusion reads of a value in it that has `whole` bytes: where all that use it take parts, the parts;
+    nothing where a part of it is written in place."""
+    read = 0.0
+    for user in fused.values():
+        if name not in user.operands:
+            continue
+        inner = program.fused(user)
+        if inner is not None:
+            taken = [one.name for one in inner.values() if one.opcode == "parameter"
+                     and user.operands[int(one.constant)] == name]  # fmt: skip
+            read += sum(_read_of(program, inner, one, whole) for one in taken)
+        elif user.opcode == "bitcast":
+            read += _read_of(program, fused, user.name, whole)
+        elif user.opcode in READS_A_PART and user.operands[0] == name:
+            read += user.shapes[0].bytes
+        elif not (user.opcode == "dynamic-update-slice" and user.operands[0] == name):
+            return whole
+    return min(read, whole)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from flax import struct
 from jax.sharding import Mesh
 
-from r1jax.model.cache import Cache, grow_cache, init_cache, take_rows
+from r1jax.model.cache import Cache, grow_cache, init_cache, repeat_rows, take_rows
 from r1jax.model.config import ModelConfig
 from r1jax.model.heads import logits_of, unembedding
 from r1jax.model.outputs import Output
@@ -168,9 +168,9 @@ class Decoder:
         positions = jnp.maximum(jnp.arange(width)[None, :] - cache.start[:, None], 0)
         out = self._forward(params, prompts, positions, cache)
         assert out.cache is not None
-        row_of = jnp.arange(batch) // (batch // len(prompts))
+        together = batch // len(prompts)
         state = DecodeState(
-            cache=take_rows(out.cache, row_of),
+            cache=repeat_rows(out.cache, together),
             key_data=key_data,
             automaton=jnp.zeros((batch,), jnp.int32),
             done=unused,
@@ -181,8 +181,8 @@ class Decoder:
             logprobs=jnp.zeros((batch, limit), jnp.float32),
             experts=None if routing is None else jnp.full((batch, limit, *routing.shape), -1, routing.dtype),
         )
-        experts = out.aux.experts[:, row_of, -1]
-        return self._draw(params, state, out.hidden[row_of, -1], experts, stops)
+        experts = jnp.repeat(out.aux.experts[:, :, -1], together, axis=1)
+        return self._draw(params, state, jnp.repeat(out.hidden[:, -1], together, axis=0), experts, stops)
 
     def decode_chunk(self, params: Params, state: DecodeState, limit: Array, stops: Array, end: int) -> DecodeState:
         """Draws tokens until `end` are drawn, or `limit` ([] int32), or all rows are done, whichever comes first."""

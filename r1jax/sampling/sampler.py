@@ -144,10 +144,8 @@ class Sampler:
         self.group_size = group_size
         table = stop_table(model_cfg.vocab_size, sampling_cfg.stop_tokens, sampling_cfg.stop_strings, token_bytes)
         self._stops = jnp.asarray(table) if mesh is None else replicate(mesh, table)
-        own = np.ones(batch_size, bool) if mesh is None else own_rows(batch_sharding(mesh, 1), batch_size)
-        if (own.reshape(-1, group_size) != own[::group_size, None]).any():
-            raise ValueError(f"batch_size {batch_size}: a group of {group_size} rows would be on several processes")
-        self._own = own  # rows of a block that this process reads
+        # Rows of a block that this process reads; those of a group may be several processes'.
+        self._own = np.ones(batch_size, bool) if mesh is None else own_rows(batch_sharding(mesh, 1), batch_size)
         decoder = Decoder(model_cfg, sampling_cfg, mesh, jax.config.jax_default_prng_impl)  # type: ignore[attr-defined]
         together = rows_together(batch_size, mesh, group_size)
         self.abstract = Programs(decoder, prompt_width, batch_size, together, len(table))
@@ -177,7 +175,7 @@ class Sampler:
           max_new_tokens: a limit on the response below the configured one.
           finished: called with the rollout so far and the numbers of rows that are done, every row once, while others
             are still drawn; of these rows `response_tokens` and `response_lengths` are final, all else is not. With
-            several processes it is told of the rows on this one's devices; a group of rows is never on several.
+            several processes it is told of the rows on this one's devices.
 
         Returns:
           `Rollout` with host arrays of width L = the configured max_new_tokens. With several processes, all pass and

@@ -6,13 +6,10 @@ A stage calls these for itself; a pipeline calls them for all of its stages befo
 from __future__ import annotations
 
 import dataclasses
-import itertools
-import math
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 from jax.sharding import Mesh
 
 from r1jax.data.errors import DataError
@@ -27,11 +24,8 @@ from r1jax.rollout import DecodingConfig, PromptConfig, encode_prompts
 from r1jax.sampling.programs import rows_together
 from r1jax.settings import ConfigError
 from r1jax.sharding import (
-    BATCH_AXES,
-    MESH_AXES,
     MeshConfig,
     axes_of,
-    batch_shards,
     choose_mesh,
     decoding_mesh,
     indivisible,
@@ -155,7 +149,7 @@ def check_asking(
 
 
 def check_decoded(batch_size: int, mesh: Mesh, group_size: int) -> None:
-    """That rows decoded at once can be split over the devices, and are whole groups, each on one process.
+    """That rows decoded at once can be split over the devices, and are whole groups.
 
     Raises ConfigError with the field, its value and the nearest numbers of rows that work.
     """
@@ -166,30 +160,6 @@ def check_decoded(batch_size: int, mesh: Mesh, group_size: int) -> None:
         below = batch_size // group_size * group_size
         near = " or ".join(str(rows) for rows in (below, below + group_size) if rows)
         raise ConfigError(f"{field}: {batch_size} is not a multiple of group_size = {group_size}; nearest: {near}")
-    if _splits_groups(batch_size, mesh, group_size):
-        step = math.lcm(batch_shards(mesh), group_size)
-        works = next(n for n in itertools.count(batch_size + step, step) if not _splits_groups(n, mesh, group_size))
-        raise ConfigError(
-            f"{field}: {batch_size} puts a group of group_size = {group_size} rows on several processes; the next that "
-            f"keeps each on one: {works}"
-        )
-
-
-def _splits_groups(batch_size: int, mesh: Mesh, group_size: int) -> bool:
-    """Whether rows of a group are several processes' own."""
-    owners = row_owners(batch_size, mesh).reshape(-1, group_size)
-    return bool((owners != owners[:, :1]).any())
-
-
-def row_owners(rows: int, mesh: Mesh) -> np.ndarray:
-    """[rows] int: the process whose own each row is, of those that the mesh divides and splits over its batch axes.
-
-    As `processes.own_rows` has it, for all processes at once: of several that hold a row, the first.
-    """
-    of_devices = np.vectorize(lambda device: device.process_index, otypes=[int])(mesh.devices)
-    batch_first = np.moveaxis(of_devices, [MESH_AXES.index(axis) for axis in BATCH_AXES], range(len(BATCH_AXES)))
-    shards = batch_shards(mesh)
-    return np.repeat(batch_first.reshape(shards, -1).min(axis=1), rows // shards)
 
 
 def check_training_rows(field: str, rows: int, length: int, with_parents: bool, model: ModelConfig, mesh: Mesh) -> None:

@@ -44,7 +44,8 @@ def get_config(arg: str = "") -> ConfigDict:
         "init": {"kind": "stage", "path": "../pretrain"},
         "source": {"split": "rl", "size": 32},
         "prompt": {"template": "short", "width": 40},
-        "decoding": {"max_new_tokens": 8, "chunk": 7, "batch_size": 16, "stop_strings": ("e", "a", "1")},
+        # A block is one group, so that its rows are on all processes.
+        "decoding": {"max_new_tokens": 8, "chunk": 7, "batch_size": 4, "stop_strings": ("e", "a", "1")},
         "prompts": 4,
         "group_size": 4,
         "minibatches": 2,
