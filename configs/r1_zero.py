@@ -177,8 +177,9 @@ def paper(seed: int) -> dict:
             "preset": given("deepseek_v3_671b", "R1v2 2.1: DeepSeek-V3-Base"),
             "overrides": {"dtype": "bfloat16", "param_dtype": "bfloat16", "remat": "block"},
         },
-        # Expert parallelism over 64 as in V3's training. `python -m tools.plan` says what fits which machine.
-        "mesh": {"data": 1, "fsdp": -1, "sequence": 2, "expert": 64},
+        # One expert of every layer on a device (V3's training: four): a quarter of what a token's step in decoding has to
+        # gather. `python -m tools.plan` says what fits which machine.
+        "mesh": {"data": 1, "fsdp": -1, "sequence": 2, "expert": 256},
         "source": {"kind": "jsonl", "path": "data/r1_zero_prompts.jsonl"},
         "prompt": {"template": given("r1_zero", "R1v1 Table 1"), "width": 2048},
         "decoding": {
@@ -186,6 +187,7 @@ def paper(seed: int) -> dict:
             "temperature": given(1.0, "R1v2 2.1"),
             "chunk": 2048,
             "batch_size": 8192,
+            "collect_weights": True,  # 35 GB on every chip, or all of them sent for every token
         },
         "length_schedule": given(((0, 32_768), (8_200, 65_536)), "R1v2 2.1"),
         "prompts": given(512, "R1v2 2.1: 32 questions an update, 16 updates"),

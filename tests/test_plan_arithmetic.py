@@ -136,7 +136,7 @@ def test_rows_that_hold_several_responses_are_counted_as_full_as_they_are() -> N
 
 def test_the_papers_own_mesh_is_one_of_those_searched() -> None:
     """8,192 rows on 1,024 chips: eight rows a chip, and groups of 16 over two chips."""
-    sizes = dict.fromkeys(MESH_AXES, 1) | {"fsdp": 8, "sequence": 2, "expert": 64}
+    sizes = dict.fromkeys(MESH_AXES, 1) | {"fsdp": 2, "sequence": 2, "expert": 256}
     assert divides(paper(micro_rows=512), sizes)
     uneven = dataclasses.replace(paper().config, decoding=dataclasses.replace(paper().config.decoding, batch_size=8200))  # type: ignore[union-attr]
     assert not divides(dataclasses.replace(paper(), config=uneven), sizes)
