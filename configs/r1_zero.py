@@ -177,8 +177,8 @@ def paper(seed: int) -> dict:
             "preset": given("deepseek_v3_671b", "R1v2 2.1: DeepSeek-V3-Base"),
             "overrides": {"dtype": "bfloat16", "param_dtype": "bfloat16", "remat": "block"},
         },
-        # One expert of every layer on a device (V3's training: four): a quarter of what a token's step in decoding has to
-        # gather. `python -m tools.plan` says what fits which machine.
+        # One expert of every layer on a device (V3's training: four), so that decoding gathers a quarter for every
+        # token. `python -m tools.plan` says what fits which machine.
         "mesh": {"data": 1, "fsdp": -1, "sequence": 2, "expert": 256},
         "source": {"kind": "jsonl", "path": "data/r1_zero_prompts.jsonl"},
         "prompt": {"template": given("r1_zero", "R1v1 Table 1"), "width": 2048},
