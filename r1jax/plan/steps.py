@@ -100,7 +100,6 @@ def rl_steps(config: RLConfig, model: ModelConfig, mesh: Mesh) -> list[PlannedSt
     trainer = rl.Trainer(config, model, mesh)
     state = abstract_state(model, trainer.optimizer, mesh)
     reference = trainer.abstract_reference(state.params)
-    program = config.micro_rows * config.row_length
     tokens, length = config.micro_rows * filled_tokens(config), config.prompt.width + config.longest_response
     micro_batches = math.ceil(update_rows(config) / config.micro_rows)
     packed = packed_rows(mesh, config.micro_rows, config.row_length, config.shared_prompts)
@@ -114,21 +113,22 @@ def rl_steps(config: RLConfig, model: ModelConfig, mesh: Mesh) -> list[PlannedSt
         tokens=tokens,
         model_flops=forward_flops(model, tokens, length),
         calls=2 * config.minibatches * micro_batches,  # of the policy and of the reference
-        assignments=_assignments(model, program),
-        attention_flops=attention_flops(model, program, config.row_length),
+        **_of_rows(model, packed),
         # The reference, or the policy while a reference from the host is scored with.
         beside=(state.opt_state, state.params),
     )
     batch = policy_batch(packed)
-    gradients = (state.params, batch, jax.ShapeDtypeStruct((), jnp.float32))
-    trained = training_flops(model, tokens, length)
+    arguments = (state.params, batch, jax.ShapeDtypeStruct((), jnp.float32))
+    gradients = PlannedStep(
+        "gradients", size, trainer.accumulate.first, arguments, tokens, training_flops(model, tokens, length), updates,
+        beside=(state.opt_state, reference), trains=True, **_of_rows(model, packed),
+    )  # fmt: skip
     return [
         *sampling_steps(config, model, mesh, (state.opt_state, reference)),
         scored,
-        *_accumulation("gradients", size, trainer, gradients, (tokens, trained), micro_batches, updates, model,
-                       (state.opt_state, reference)),
-        _apply_step(trainer, state, gradients, updates, (reference,)),
-    ]  # fmt: skip
+        *_accumulation(gradients, trainer, micro_batches),
+        _apply_step(trainer, state, arguments, updates, (reference,)),
+    ]
 
 
 def sequences_in_row(config: RLConfig) -> int:
@@ -224,17 +224,16 @@ def next_token_steps(training: Training, model: ModelConfig, mesh: Mesh) -> list
     state = abstract_state(model, trainer.optimizer, mesh)
     rows = training.rows_at_once
     tokens = rows * training.row_length
-    gradients = (
-        state.params,
-        packed_rows(mesh, rows, training.row_length, False),
-        jax.ShapeDtypeStruct((2,), jnp.float32),
-    )
+    packed = packed_rows(mesh, rows, training.row_length, False)
+    arguments = (state.params, packed, jax.ShapeDtypeStruct((2,), jnp.float32))
     flops = training_flops(model, tokens, training.row_length, mtp=bool(training.mtp_weight))
-    micro_batches = training.rows // rows
     size = f"{rows} rows of {training.row_length:,} tokens"
-    steps = _accumulation("gradients", size, trainer, gradients, (tokens, flops), micro_batches, 1, model,
-                          (state.opt_state,))  # fmt: skip
-    return [*steps, _apply_step(trainer, state, gradients, 1, ())]
+    gradients = PlannedStep(
+        "gradients", size, trainer.accumulate.first, arguments, tokens, flops, 1, beside=(state.opt_state,),
+        trains=True, **_of_rows(model, packed),
+    )  # fmt: skip
+    steps = _accumulation(gradients, trainer, training.rows // rows)
+    return [*steps, _apply_step(trainer, state, arguments, 1, ())]
 
 
 def sft_steps(config: SFTConfig, model: ModelConfig, mesh: Mesh) -> list[PlannedStep]:
@@ -261,13 +260,15 @@ def reward_model_steps(config: RewardModelConfig, model: ModelConfig, mesh: Mesh
     rows = config.micro_rows
     tokens = lanes * rows * config.max_length
     batch = scored_rows(mesh, rows, lanes, config.max_length)
-    gradients = (state.params, batch, jax.ShapeDtypeStruct((), jnp.float32))
+    arguments = (state.params, batch, jax.ShapeDtypeStruct((), jnp.float32))
     flops = training_flops(model, tokens, config.max_length)
-    micro_batches = math.ceil(config.batch / rows)
     size = f"{lanes * rows} rows of {config.max_length:,} tokens"
-    steps = _accumulation("gradients", size, trainer, gradients, (tokens, flops), micro_batches, 1, model,
-                          (state.opt_state,))  # fmt: skip
-    return [*steps, _apply_step(trainer, state, gradients, 1, ())]
+    gradients = PlannedStep(
+        "gradients", size, trainer.accumulate.first, arguments, tokens, flops, 1, beside=(state.opt_state,),
+        trains=True, **_of_rows(model, batch),
+    )  # fmt: skip
+    steps = _accumulation(gradients, trainer, math.ceil(config.batch / rows))
+    return [*steps, _apply_step(trainer, state, arguments, 1, ())]
 
 
 STEPS: dict[type, Callable[..., list[PlannedStep]]] = {
@@ -278,35 +279,27 @@ STEPS: dict[type, Callable[..., list[PlannedStep]]] = {
 }
 
 
-def _accumulation(
-    name: str,
-    size: str,
-    trainer: Any,
-    arguments: tuple[Any, ...],
-    work: tuple[float, float],
-    micro_batches: int,
-    updates: int,
-    model: ModelConfig,
-    beside: tuple[Any, ...],
-) -> list[PlannedStep]:
-    """The first micro-batch of an update, and where there are more the one that adds to it."""
-    tokens, flops = work
-    shape = jax.tree.leaves(arguments[1])[0].shape  # of the batch; what fills its rows up is computed too
-    rows = _assignments(model, math.prod(shape))
-    attention = attention_flops(model, math.prod(shape), shape[-1])
-    first = PlannedStep(
-        name, size, trainer.accumulate.first, arguments, tokens, flops, updates, rows, beside, attention, trains=True
-    )
+def _of_rows(model: ModelConfig, batch: Any) -> dict[str, Any]:
+    """What depends on all places of a batch's rows [..., T], since what fills them up is computed too."""
+    shape = jax.tree.leaves(batch)[0].shape
+    places = math.prod(shape)
+    return {
+        "assignments": _assignments(model, places),
+        "attention_flops": attention_flops(model, places, shape[-1]),
+    }
+
+
+def _accumulation(first: PlannedStep, trainer: Any, micro_batches: int) -> list[PlannedStep]:
+    """Gradients of the first micro-batch of an update, and where there are more the step that adds to them."""
     if micro_batches == 1:
         return [first]
-    so_far = _accumulated(trainer, arguments)
     more = dataclasses.replace(
         first,
-        name=f"{name}, added",
+        name=f"{first.name}, added",
         function=trainer.accumulate.add,
-        arguments=(so_far, *arguments),
+        arguments=(_accumulated(trainer, first.arguments), *first.arguments),
         params_at=1,
-        calls=updates * (micro_batches - 1),
+        calls=first.calls * (micro_batches - 1),
     )
     return [first, more]
 
