@@ -10,7 +10,8 @@ import sys
 import pytest
 
 from r1jax.plan import subject
-from r1jax.plan.compile import PlanError, _only
+from r1jax.plan.chips import parse_topology
+from r1jax.plan.compile import PlanError, _only, tpu_devices
 from r1jax.sharding import MeshConfig
 from tools import plan
 
@@ -70,3 +71,11 @@ def test_an_unknown_topology_is_told_of_in_one_line() -> None:
     (line,) = (ended.stdout + ended.stderr).splitlines()
     assert ended.returncode == 1
     assert line.startswith("PlanError: topology: libtpu does not know v5p:3x5x7: INVALID_ARGUMENT: Topology layout")
+
+
+@pytest.mark.slow  # 20 s, and the extra `plan`
+@pytest.mark.parametrize(("topology", "devices"), [("v6e:1x1", 1), ("v5e:2x2", 4), ("v4:2x2x1", 4), ("2*v5e:2x2", 8)])
+def test_machines_of_any_size_have_as_many_devices_as_they_say(topology: str, devices: int) -> None:
+    pytest.importorskip("libtpu")
+    found = tpu_devices(parse_topology(topology))
+    assert len(found) == parse_topology(topology).devices == devices

@@ -77,6 +77,8 @@ def tpu_devices(topology: Topology) -> Sequence[Any]:
     more: dict[str, Any] = {"num_slices": topology.slices} if topology.slices > 1 else {}
     if topology.chip.config:
         more["chip_config_name"] = topology.chip.config
+    if topology.chips == topology.slices:  # a chip alone, on a host that has no more; else four are on a host
+        more["chips_per_host_bounds"] = (1, 1, 1)
     try:
         described = topologies.get_topology_desc(platform="tpu", topology_name=topology.slice_name, **more)
     except (jax.errors.JaxRuntimeError, ValueError) as error:
