@@ -65,7 +65,7 @@ def _look_for_token(path: pathlib.Path, seconds: float) -> str:
 
 
 def open_workdir(workdir: str | os.PathLike[str], config: Mapping[str, Any] | str) -> pathlib.Path:
-    """Makes the directory with its config.json, or makes sure that it was made by the same config.
+    """Makes the directory with its config.json, or makes sure that it was made by the same config, on any mesh.
 
     Args:
         workdir: directory of the run.
@@ -97,11 +97,18 @@ def _open_workdir(workdir: pathlib.Path, config: Mapping[str, Any] | str) -> pat
         theirs = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise WorkdirError(f"{path} is not JSON ({error}); was the directory made by another program?") from error
-    lines = differing_fields(theirs, ours)
+    lines = differing_fields(wherever_computed(theirs), wherever_computed(ours))
     if lines:
         advice = "Choose another --workdir, or restore these fields:"
         raise WorkdirError("\n  ".join([f"{workdir} was made by another config. {advice}", *lines]))
+    if theirs != ours:
+        write_atomically(path, json.dumps(ours, indent=2, ensure_ascii=False) + "\n")
     return workdir
+
+
+def wherever_computed(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A stage's configuration without its mesh: a run goes on, and is done, whatever devices it is computed on."""
+    return {name: value for name, value in config.items() if name != "mesh"}
 
 
 def differing_fields(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:

@@ -211,6 +211,9 @@ def test_a_workdir_belongs_to_its_config(tmp_path):
     workdir = open_workdir(tmp_path / "run", config)
     assert json.loads((workdir / "config.json").read_text()) == config
     open_workdir(workdir, json.dumps(config))
+    elsewhere = config | {"mesh": {"fsdp": 4}}
+    assert json.loads((open_workdir(workdir, elsewhere) / "config.json").read_text()) == elsewhere  # on any mesh
+    open_workdir(workdir, config)
     other = {"stage": "rl", "optimizer": {"learning_rate": 2e-3, "betas": [0.9, 0.95]}, "seed": 1, "x": {}}
     with pytest.raises(WorkdirError) as caught:
         open_workdir(workdir, other)

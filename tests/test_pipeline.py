@@ -129,6 +129,8 @@ def test_a_key_changes_with_the_config_and_with_what_is_read_and_with_nothing_el
     assert differing(first, keys(changed(config, "rl", prompts=4), tmp_path)) == {"rl", "after"}
     assert differing(first, keys(changed(config, "after", samples=3), tmp_path)) == {"after"}
     assert first == keys(changed(config, "base", seed=0), tmp_path), "a default that is spelt out is the same config"
+    other = keys(changed(config, "rl", mesh={"data": 1, "fsdp": -1}), tmp_path)
+    assert first == other, "a step goes on, and is done, on any mesh"
     os.utime(questions, (0, 0))
     assert first == keys(config, tmp_path), "a file's content counts, not its date"
     questions.write_text(QUESTION + QUESTION)

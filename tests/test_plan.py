@@ -335,7 +335,7 @@ def test_state_and_reference_lie_beside_the_steps_that_do_not_take_them(steps: d
     assert tree_bytes(steps["decode"].beside) == pytest.approx(moments + params, rel=0.02)
     # 64 sequences in 2 mini-batches, a row each: two micro-batches of 16 rows an update, twice.
     calls = {name: step.calls for name, step in steps.items()}
-    assert calls == {"prefill": 1, "decode": 1, "log-probs": 8, "gradients": 2, "gradients, added": 2, "update": 2}
+    assert calls == {"prefill": 1, "decode": 1, "log-probs": 8, "gradients": 2, "gradients (added)": 2, "update": 2}
 
 
 def test_a_call_of_decode_is_as_many_tokens_as_its_chunk_has(steps: dict[str, PlannedStep]) -> None:
@@ -393,7 +393,7 @@ def test_what_cannot_be_planned_is_refused_by_name() -> None:
 def test_a_mesh_that_divides_nothing_is_not_tried() -> None:
     chosen = subject.Subject("rl", "rl", rl(MeshConfig()), MODEL)
     shapes = list(search.mesh_shapes(8))
-    assert len({(s.fsdp, s.expert, s.sequence, s.tensor) for s in shapes}) == len(shapes) == 20
+    assert len({(s.data, s.fsdp, s.expert, s.sequence, s.tensor) for s in shapes}) == len(shapes) == 30
     sizes = {"slice": 1, "data": 1, "fsdp": 1, "expert": 1, "sequence": 1, "tensor": 8}
     assert not search.divides(chosen, sizes)  # four heads
     assert search.divides(chosen, {**sizes, "fsdp": 2, "tensor": 4})

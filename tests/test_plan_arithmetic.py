@@ -140,3 +140,20 @@ def test_the_papers_own_mesh_is_one_of_those_searched() -> None:
     assert divides(paper(micro_rows=512), sizes)
     uneven = dataclasses.replace(paper().config, decoding=dataclasses.replace(paper().config.decoding, batch_size=8200))  # type: ignore[union-attr]
     assert not divides(dataclasses.replace(paper(), config=uneven), sizes)
+
+
+def test_parameters_that_are_whole_are_not_gathered_and_their_gradients_are_summed() -> None:
+    """Of P bytes data = 8 sends 2 x 7/8 P in an all-reduce, fsdp = 8 twice 7/8 P to gather and once to scatter."""
+    model = get_preset("smollm2_135m")
+
+    def found(**sizes: int) -> tuple[set[str], float]:
+        mesh = mesh_of_eight(**sizes)
+        all_of_them = fsdp_collectives(placed_abstract_params(model, mesh), mesh, trains=True, compute_bytes=2)
+        return {one.kind for one in all_of_them}, sum(one.total for one in all_of_them)
+
+    whole, split = found(data=8), found(fsdp=8)
+    assert whole[0] == {"all-reduce"}
+    assert split[0] == {"all-gather", "reduce-scatter", "all-reduce"}  # norms are whole
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(placed_abstract_params(model, mesh_of_eight(data=8))))
+    assert whole[1] == pytest.approx(2 * 7 / 8 * 2 * parameters)
+    assert split[1] == pytest.approx(3 * 7 / 8 * 2 * parameters, rel=1e-2)

@@ -48,7 +48,7 @@ CHIPS: dict[str, Chip] = {
     chip.name: chip
     for chip in (
         Chip("v4", "tpu", 275e12, 32 * GIB, 30.75 * GIB, 1.2e12, 45e9, 3, 6.25e9, 4096, config="megacore"),
-        Chip("v5e", "tpu", 197e12, 16e9, 15.75 * GIB, 0.819e12, 50e9, 2, 3.125e9, 256),
+        Chip("v5e", "tpu", 197e12, 16 * GIB, 15.75 * GIB, 0.819e12, 50e9, 2, 3.125e9, 256),
         Chip("v5p", "tpu", 459e12, 95 * GIB, 95.74 * GIB, 2.765e12, 90e9, 3, 6.25e9, 8960),
         Chip("v6e", "tpu", 918e12, 32 * GIB, 31.25 * GIB, 1.638e12, 100e9, 2, 12.5e9, 256),
         Chip("tpu7x", "tpu", 2307e12, 192 * GIB, 189.5 * GIB, 7.38e12, 100e9, 3, 12.5e9, 9216, devices=2),

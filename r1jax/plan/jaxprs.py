@@ -181,8 +181,12 @@ def fsdp_collectives(
         if group > 1:
             sent = sent_bytes("all-gather", shard * compute_bytes, group)
             found.append(Collective("all-gather", over, group, sent, 1 + trains, name, group_along(over, mesh)))
-        devices = math.prod(mesh.shape[axis] for axis in rows)
+        if trains and group > 1:
+            sent = sent_bytes("reduce-scatter", float(compute_bytes) * shard * group, group)
+            found.append(Collective("reduce-scatter", over, group, sent, 1, name, group_along(over, mesh)))
+        others = tuple(axis for axis in rows if axis not in over)
+        devices = math.prod(mesh.shape[axis] for axis in others)
         if trains and devices > 1:
-            sent = sent_bytes("reduce-scatter", float(compute_bytes) * shard * group, devices)
-            found.append(Collective("reduce-scatter", rows, devices, sent, 1, name, group_along(rows, mesh)))
+            sent = sent_bytes("all-reduce", float(compute_bytes) * shard, devices)
+            found.append(Collective("all-reduce", others, devices, sent, 1, name, group_along(others, mesh)))
     return found

@@ -60,6 +60,7 @@ class Plan:
     mesh: dict[str, int]
     steps: tuple[StepPlan, ...]
     seconds: float  # of planning
+    whole: bool = True  # all programs of the stage are there
 
     @property
     def step_seconds(self) -> float:
@@ -130,7 +131,8 @@ def make_plan(
         if not names or step.name in names:
             tell(f"{step.name}: {step.what}")
             plans.append(plan_step(step, subject.model, mesh, topology))
-    return Plan(subject, topology, dict(mesh.shape), tuple(plans), time.monotonic() - began)
+    whole = len(plans) == len(steps)
+    return Plan(subject, topology, dict(mesh.shape), tuple(plans), time.monotonic() - began, whole)
 
 
 def plan_step(step: PlannedStep, model: ModelConfig, mesh: Mesh, topology: Topology) -> StepPlan:

@@ -15,6 +15,7 @@ from r1jax.plan.chips import GIB, Topology
 from r1jax.plan.collectives import Collective
 from r1jax.plan.limits import Limit
 from r1jax.plan.planner import Plan, StepPlan
+from r1jax.plan.steps import tree_bytes
 from r1jax.settings import to_plain
 from r1jax.workdir import write_atomically
 
@@ -25,14 +26,17 @@ ASSUMPTIONS = (
     "attention kernels as the model's products.",
     "Model use: the model's own operations (r1jax/model/flops.py: no recomputation, no hidden scores) over what the "
     "chips could do in the predicted time.",
-    "RL: every prompt and response is as long as may be, and nothing is regrouped.",
+    "RL: every prompt and response is as long as may be, and nothing is regrouped. Of decoding the first and the last "
+    "chunk are planned, and each stands for half of the tokens, which makes its calls a fraction.",
+    "Time is that of bytes and operations at full rate; what a message or a kernel takes however small it is does not "
+    "count. Products in float32 count as one in bfloat16 where the program does not ask for more.",
 )
 NO_COMPILER = (
     "There is no compiler for GPUs here: memory is that of arguments only, HBM traffic a lower bound (arguments read "
     "once), the program's operations are split evenly, and collectives are those of shard_map with an estimate of what "
     "sharded parameters need."
 )
-SIZES = ("arguments", "temporaries", "peak + rest", "fits", "TFLOP", "HBM", "sent")
+SIZES = ("calls a step", "arguments", "made meanwhile", "beside them", "all together", "fits", "TFLOP", "HBM", "sent")
 TIMES = ("compute", "memory", "network", "predicted", "tokens/s/chip")
 COLUMNS = ("step", "size", *SIZES, *TIMES)
 
@@ -42,14 +46,16 @@ def step_row(one: StepPlan, topology: Topology) -> tuple[str, ...]:
     device = topology.chip.device
     fits = {True: "yes", False: "NO", None: "?"}[one.fits(device.usable)]
     memory = one.memory
-    temporaries = "?" if memory is None else gib(memory.temporaries + memory.outputs)
+    made = "?" if memory is None else gib(memory.temporaries + memory.outputs)
     peak = f"> {gib(one.arguments + one.beside)}" if one.peak is None else gib(one.peak)
     speed = one.step.tokens / one.time.predicted / topology.chips if one.step.tokens else 0.0
     return (
         one.step.name,
         one.step.what,
+        f"{one.step.calls:,.4g}",
         gib(one.arguments if memory is None else memory.arguments),
-        temporaries,
+        made,
+        gib(one.beside),
         peak,
         fits,
         f"{one.flops / 1e12:.4g}",
@@ -90,8 +96,9 @@ def headline(plan: Plan) -> list[str]:
     ]
     verdict = {True: "Everything fits.", False: "It does NOT fit.", None: "What compiled temporaries need is unknown."}
     lines.append(verdict[plan.fits])
+    what = "One step of the stage" if plan.whole else "These programs' part of a step of the stage"
     lines.append(
-        f"One step of the stage: {seconds(plan.step_seconds)} predicted, model use {plan.use:.1%}, "
+        f"{what}: {seconds(plan.step_seconds)} predicted, model use {plan.use:.1%}, "
         f"{plan.model_flops / 1e15:,.4g} PFLOP of the model"
     )
     return lines
@@ -121,13 +128,19 @@ def refusals(plan: Plan) -> list[str]:
 def advice(one: StepPlan, plan: Plan) -> str:
     """What to change so that a step fits."""
     usable = plan.topology.chip.device.usable
-    if one.arguments + one.beside > usable:
+    params = tree_bytes(one.step.arguments[one.step.params_at])
+    rows = one.arguments - params  # of sampling: the cache
+    sampled = one.step.name.startswith(("decode", "prefill"))
+    if one.arguments + one.beside > usable and not (sampled and params + one.beside < usable):
         return (
             "change: already parameters, optimiser and reference are too much: more chips, a larger mesh.fsdp or "
             "mesh.expert, moments in bfloat16, the reference or the optimiser in host memory"
         )
-    if one.step.name.startswith("decode") or one.step.name == "prefill":
-        return "change: a smaller decoding.batch_size, a shorter response, or more chips"
+    if sampled:
+        return (
+            f"change: a smaller decoding.batch_size (the rows' cache is {gib(rows)} of the arguments), a shorter "
+            "response, or more chips"
+        )
     return "change: fewer micro_rows, a larger mesh.sequence for long rows, remat 'block', or more chips"
 
 

@@ -36,14 +36,17 @@ class Candidate:
 
 
 def mesh_shapes(devices: int, slices: int = 1) -> Iterator[MeshConfig]:
-    """Every way to split the devices of each slice over the axes, sizes powers of two but for what is left to fsdp."""
+    """Every way to split the devices of each slice over the axes: powers of two, the rest to fsdp or to data."""
     powers = [2**i for i in range(devices.bit_length()) if devices % 2**i == 0]
     for expert in powers:
         for sequence in powers:
             for tensor in (size for size in powers if size <= WIDEST_TENSOR):
                 if devices % (expert * sequence * tensor) == 0:
-                    fsdp = devices // (expert * sequence * tensor)
-                    yield MeshConfig(slice=slices, data=1, fsdp=fsdp, expert=expert, sequence=sequence, tensor=tensor)
+                    left = devices // (expert * sequence * tensor)
+                    sizes = {"slice": slices, "expert": expert, "sequence": sequence, "tensor": tensor}
+                    yield MeshConfig(data=1, fsdp=left, **sizes)
+                    if left > 1:  # or parameters whole on each
+                        yield MeshConfig(data=left, fsdp=1, **sizes)
 
 
 def estimate(subject: Subject, topology: Topology, mesh: Mesh, shape: MeshConfig) -> Candidate:
@@ -123,13 +126,27 @@ def divides(subject: Subject, sizes: dict[str, int]) -> bool:
     return rows_at_once(config) % shards == 0
 
 
+def own_shape(subject: Subject, topology: Topology) -> MeshConfig | None:
+    """The config's mesh with all its sizes, or None where it does not fit the machine or the stage."""
+    try:
+        sizes = dict(mesh_of(topology, subject).shape)
+    except PlanError:
+        return None
+    return MeshConfig(**sizes) if divides(subject, sizes) else None
+
+
 def search(
     subject: Subject, topology: Topology, count: int, names: tuple[str, ...], tell: Callable[[str], None]
 ) -> list[Plan]:
-    """Plans of the `count` best candidates; those that fit first, the fastest predicted step first."""
-    ranked = candidates(subject, topology)
+    """Plans of the config's own mesh, if the machine can have it, and of the `count` best others; those that fit first,
+    the fastest predicted step first."""
+    own = own_shape(subject, topology)
+    ranked = [one for one in candidates(subject, topology) if one.mesh != own]
     tell(f"{len(ranked)} meshes divide the model and hold its state; compiling the best {min(count, len(ranked))}")
     plans = []
+    if own is not None:
+        tell("the config's own mesh")
+        plans.append(make_plan(subject, topology, names, tell))
     for one in ranked[:count]:
         sizes = ", ".join(f"{axis} {getattr(one.mesh, axis)}" for axis in MESH_AXES if getattr(one.mesh, axis) > 1)
         tell(f"mesh {sizes or 'of one device'}: at least {one.network:.3g} s of network for a micro-batch")

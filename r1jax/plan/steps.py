@@ -197,7 +197,7 @@ def sampling_steps(config: RLConfig, model: ModelConfig, mesh: Mesh, beside: tup
         slots, drawn = width + end - 1, min(end, limit) - before[end]
         decodes.append(
             PlannedStep(
-                "decode" if end == reached[-1] else "decode, first chunk",
+                "decode" if end == reached[-1] else "decode (first chunk)",
                 f"{drawn:,} tokens of {rows} rows, {slots:,} slots",
                 *programs.program("decode", end),
                 tokens=rows * drawn,
@@ -295,7 +295,7 @@ def _accumulation(first: PlannedStep, trainer: Any, micro_batches: int) -> list[
         return [first]
     more = dataclasses.replace(
         first,
-        name=f"{first.name}, added",
+        name=f"{first.name} (added)",
         function=trainer.accumulate.add,
         arguments=(_accumulated(trainer, first.arguments), *first.arguments),
         params_at=1,

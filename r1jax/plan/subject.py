@@ -12,7 +12,7 @@ from typing import Any
 import ml_collections
 
 from r1jax.model.config import ModelConfig
-from r1jax.model.presets import get_preset
+from r1jax.model.presets import PRESETS, get_preset
 from r1jax.plan.compile import PlanError
 from r1jax.plan.steps import STEPS, StageConfig
 from r1jax.settings import from_config, to_plain
@@ -129,7 +129,8 @@ def _model_of(config: StageConfig, preset: str, fields: Mapping[str, Any]) -> Mo
         first: Any = from_config(PretrainConfig, pretrained[0]["config"])
         model = first.model.build(vocab_size=first.tokenizer.vocab_size)
         return dataclasses.replace(model, **overrides)
-    raise PlanError("init.preset: the config does not say which model it trains; name it with --preset=NAME")
+    names = ", ".join(sorted(PRESETS))
+    raise PlanError(f"init.preset: the config does not say which model it trains; --preset names it, one of {names}")
 
 
 def for_responses(subject: Subject, length: int) -> Subject:

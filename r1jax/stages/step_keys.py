@@ -1,7 +1,7 @@
 """What a step of a pipeline is made of, as a key: its kind, its resolved configuration and what it reads.
 
 Two steps with one key were asked for the same thing, so the folder of one can stand for the other. The key does not
-know the code, the packages, the machine, or a model that an installed package brings along (kind 'smollm2').
+know the code, the packages, the machine, the mesh, or a model that an installed package brings along (kind 'smollm2').
 
 What a step reads are the strings of its configuration that name another step's folder or a file in it, whose key goes
 in, or a file or folder outside of the pipeline, of which a fingerprint goes in: of a file the SHA-256 up to 64 MiB,
@@ -22,7 +22,7 @@ from typing import Any
 
 from r1jax.settings import ConfigError
 from r1jax.weights.policy_folder import CARD_FILE, MODEL_FILE, PARAMETERS
-from r1jax.workdir import WorkdirError, differing_fields, write_atomically
+from r1jax.workdir import WorkdirError, differing_fields, wherever_computed, write_atomically
 
 KEY_FILE = "stage_key.json"
 HASHED_BYTES = 64 * 2**20
@@ -73,7 +73,7 @@ def step_keys(steps: Sequence[tuple[str, str, Mapping[str, Any]]], workdir: path
             else:
                 inputs[field] = f"step {keys[other].digest}"
                 read.append(other)
-        keys[name] = StepKey(stage, config, inputs, tuple(dict.fromkeys(read)))
+        keys[name] = StepKey(stage, wherever_computed(config), inputs, tuple(dict.fromkeys(read)))
     return keys
 
 
