@@ -11,7 +11,8 @@ import pytest
 from r1jax.model.config import ModelConfig
 from r1jax.model.presets import get_preset
 from r1jax.plan import subject
-from r1jax.plan.costs import Cost
+from r1jax.plan.costs import Cost, traffic
+from r1jax.plan.hlo import parse_program
 from r1jax.plan.jaxprs import fsdp_collectives
 from r1jax.plan.planner import filled_share, kernel_flops
 from r1jax.plan.search import activation_collectives, divides
@@ -157,3 +158,42 @@ def test_parameters_that_are_whole_are_not_gathered_and_their_gradients_are_summ
     parameters = sum(leaf.size for leaf in jax.tree.leaves(placed_abstract_params(model, mesh_of_eight(data=8))))
     assert whole[1] == pytest.approx(2 * 7 / 8 * 2 * parameters)
     assert split[1] == pytest.approx(3 * 7 / 8 * 2 * parameters, rel=1e-2)
+
+
+# Fusions --------------------------------------------------------------------------------------------------------------
+
+
+NESTED = """HloModule m
+
+%inner (p0: bf16[4,8,16], p1: s32[]) -> bf16[8,16] {
+  %p0 = bf16[4,8,16]{2,1,0} parameter(0)
+  %p1 = s32[] parameter(1)
+  %zero = s32[] constant(0)
+  %layer = bf16[1,8,16]{2,1,0} dynamic-slice(%p0, %p1, %zero, %zero), dynamic_slice_sizes={1,8,16}
+  ROOT %flat = bf16[8,16]{1,0} bitcast(%layer)
+}
+
+%outer (q0: bf16[4,8,16], q1: s32[], q2: bf16[16,2]) -> bf16[8,2] {
+  %q0 = bf16[4,8,16]{2,1,0} parameter(0)
+  %q1 = s32[] parameter(1)
+  %q2 = bf16[16,2]{1,0} parameter(2)
+  %weights = bf16[8,16]{1,0} fusion(%q0, %q1), kind=kLoop, calls=%inner
+  ROOT %product = bf16[8,2]{1,0} dot(%weights, %q2), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+}
+
+ENTRY %main (a: bf16[4,8,16], b: s32[], c: bf16[16,2]) -> bf16[8,2] {
+  %a = bf16[4,8,16]{2,1,0} parameter(0)
+  %b = s32[] parameter(1)
+  %c = bf16[16,2]{1,0} parameter(2)
+  ROOT %r = bf16[8,2]{1,0} fusion(%a, %b, %c), kind=kOutput, calls=%outer
+}
+"""
+
+
+def test_a_fusion_within_a_fusion_reads_the_layer_that_it_takes() -> None:
+    program = parse_program(NESTED)
+    main = program.computations["main"]
+    # One of four layers, the index (in both), the other factor and the result: not the whole stack.
+    index = 2 * 4
+    moved = traffic(program, main["r"], main)
+    assert 2 * (8 * 16 + 16 * 2 + 8 * 2) <= moved <= 2 * (8 * 16 + 16 * 2 + 8 * 2) + index
