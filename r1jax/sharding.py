@@ -108,10 +108,31 @@ class MeshConfig:
             raise ValueError(f"mesh axis sizes must be positive, got {sizes}")
         fixed = math.prod(size for axis, size in sizes.items() if axis not in free)
         if num_devices % fixed if free else num_devices != fixed:
-            raise ValueError(f"mesh axes {sizes} do not multiply up to {num_devices} devices (-1 takes what is left)")
+            works = " or ".join(f"{axis} = {size}" for axis, size in _mended(sizes, num_devices)) or "none"
+            raise ValueError(
+                f"mesh axes {sizes} do not multiply up to {num_devices} devices (-1 takes what is left); nearest size of "
+                f"one axis that mends it: {works}"
+            )
         for axis in free:
             sizes[axis] = num_devices // fixed
         return tuple(sizes[axis] for axis in MESH_AXES)
+
+
+def _mended(sizes: Mapping[str, int], devices: int) -> list[tuple[str, int]]:
+    """Sizes of one axis with which all of them multiply up to `devices`: of each axis the nearest, if there is one.
+
+    Of an axis that is not in use only if it is one of those that any model takes.
+    """
+    free = any(size == -1 for size in sizes.values())
+    found = []
+    for axis, size in sizes.items():
+        rest = math.prod(abs(other) for name, other in sizes.items() if name != axis)
+        if size == -1 or (size == 1 and axis not in ("data", "fsdp")) or devices % rest:
+            continue
+        whole = devices // rest  # all that is left; less of it where another axis takes what is left then
+        works = [part for part in range(1, whole + 1) if whole % part == 0] if free else [whole]
+        found.append((axis, min(works, key=lambda part: abs(part - size))))
+    return found
 
 
 def automatic_sizes(model: ModelSize, slices: int, devices: int, memory: int | None) -> MeshConfig:

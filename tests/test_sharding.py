@@ -54,10 +54,14 @@ def test_minus_one_takes_the_devices_that_are_left(config: MeshConfig, sizes: tu
 
 
 def test_sizes_that_do_not_multiply_up_are_named() -> None:
-    with pytest.raises(ValueError, match=r"'data': 3.*8 devices"):
+    with pytest.raises(ValueError, match=r"'data': 3.*8 devices.*mends it: data = 8$"):
         make_mesh(MeshConfig(data=3))
-    with pytest.raises(ValueError, match=r"'expert': 3.*8 devices"):
+    with pytest.raises(ValueError, match=r"'expert': 3.*8 devices.*mends it: expert = 2$"):
         make_mesh(MeshConfig(data=-1, expert=3))
+    with pytest.raises(ValueError, match=r"'fsdp': 4.*8 devices.*mends it: fsdp = 2 or tensor = 2$"):
+        make_mesh(MeshConfig(data=1, fsdp=4, tensor=4))
+    with pytest.raises(ValueError, match=r"'expert': 5.*8 devices.*mends it: none$"):
+        make_mesh(MeshConfig(data=2, fsdp=3, expert=5))
     with pytest.raises(ValueError, match="one of data and fsdp"):
         make_mesh(MeshConfig(data=-1, fsdp=-1))
     with pytest.raises(ValueError, match="one of data and fsdp"):

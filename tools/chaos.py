@@ -1,14 +1,15 @@
-"""Kills one process of several in the midst of a run, and checks that nothing is lost.
+"""Kills one process of several in the midst of a run, or tells it to stop, and checks that nothing is lost.
 
     python -m tools.chaos --config=tests/configs/processes_smoke.py --workdir=runs/chaos
 
 The step of RL of a pipeline is run to its end in `--processes` processes of `--devices` CPU devices each (the step that
 it starts from in one), then again with one process killed (SIGKILL): in a rollout, in an update, in the writing of a
-checkpoint. The others have to end by themselves. A copy of what each kill leaves is then gone on with on the same
-processes, in one process and in four, over as many devices in all. Compared with the undisturbed run: the final
-parameters, metrics.jsonl without the clock and the samples. On the same processes all must be equal bit by bit; on
-others sums are added up in another order, and the largest relative differences are shown. The exit status is 0 if the
-same processes give the same bits, others differ by no more than `--tolerance`, and no row is missing.
+checkpoint. The others have to end by themselves. Once more one of them is only told to stop (SIGTERM, as before a
+preemption): all have to save and end. A copy of what each leaves is then gone on with on the same processes, in one
+process and in four, over as many devices in all. Compared with the undisturbed run: the final parameters, metrics.jsonl
+without the clock and the samples. On the same processes all must be equal bit by bit; on others sums are added up in
+another order, and the largest relative differences are shown. The exit status is 0 if the same processes give the same
+bits, others differ by no more than `--tolerance`, and no row is missing.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ from tools.kill_test import count_rows, metrics, parameters, samples
 from tools.launch.local import LocalRun
 
 POLL_SECONDS = 0.002
-MOMENTS = ["in rollout", "in update", "in checkpoint"]
+MOMENTS = ["in rollout", "in update", "in checkpoint", "told to stop"]
+SAVED = 143  # status of a run that was told to stop
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +46,7 @@ class Moment:
     name: str
     victim: int
     is_there: Callable[[pathlib.Path], bool]  # from what lies in the step's folder; still so after the kill
+    signal: signal.Signals = signal.SIGKILL
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,7 +123,10 @@ def updates_per_rollout(workdir: pathlib.Path, step: str) -> int:
 
 
 def moments(updates: int, processes: int) -> list[Moment]:
-    """In the second rollout, in its second update, and at the first checkpoint; process 0 is killed in the update."""
+    """In the second rollout, in its second update, at the first checkpoint, in the second rollout without violence.
+
+    Process 0 is killed in the update, else the last one.
+    """
 
     def in_rollout(folder: pathlib.Path) -> bool:
         return training_rows(folder) >= updates and not (folder / "rollouts" / "000001.npz").exists()
@@ -132,9 +138,12 @@ def moments(updates: int, processes: int) -> list[Moment]:
         return any((folder / "checkpoints").glob("step_*.partial"))
 
     last = processes - 1
+    rollout, update, checkpoint, told = MOMENTS
     return [
-        Moment(name, victim, there)
-        for name, victim, there in zip(MOMENTS, (last, 0, last), (in_rollout, in_update, in_checkpoint), strict=True)
+        Moment(rollout, last, in_rollout),
+        Moment(update, 0, in_update),
+        Moment(checkpoint, last, in_checkpoint),
+        Moment(told, last, in_rollout, signal.SIGTERM),
     ]
 
 
@@ -176,13 +185,15 @@ def kill_at(arguments: argparse.Namespace, workdir: pathlib.Path, moment: Moment
     except BaseException:
         run.signal(signal.SIGKILL)  # a terminal's Ctrl-C does not reach them
         raise
-    run.processes[moment.victim].kill()
+    run.processes[moment.victim].send_signal(moment.signal)
     killed = time.monotonic()
     fell, rows = moment.is_there(folder), count_rows(folder)
     run.wait()
     others = [one for one in run.ended if one.process != moment.victim]
     if not fell or any(one.status == 0 for one in others):
         raise RuntimeError(f"{moment.name}: the kill did not fall there; see the logs in {log}")
+    if moment.signal == signal.SIGTERM and any(one.status != SAVED for one in run.ended):
+        raise RuntimeError(f"{moment.name}: not all ended with status {SAVED}: {run.ended}; see the logs in {log}")
     text = (log / f"{workdir.name}_{arguments.step}_{arguments.processes}.log").read_text(encoding="utf-8")
     words = [line for line in text.splitlines() if "process " in line and "] process" in line]
     return Kill(

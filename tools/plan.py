@@ -83,7 +83,7 @@ def main() -> None:
     report.show(plan, console)
     found = []
     if arguments.fit:
-        found = limits.find_limits(plan.subject, topology, tuple(names) or limits.FITTED)
+        found = limits.find_limits(plan, tuple(names) or limits.FITTED)
         report.show_limits(found, console)
     used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     progress.print(f"planned in {plan.seconds:.0f} s with {used / GIB:.1f} GiB", style="dim")

@@ -13,7 +13,7 @@ from typing import Any
 
 from r1jax.plan.chips import Topology
 from r1jax.plan.compile import PlanError
-from r1jax.plan.planner import make_plan, mesh_of
+from r1jax.plan.planner import Plan, make_plan, mesh_of
 from r1jax.plan.steps import row_length, rows_at_once
 from r1jax.plan.subject import Subject, for_responses
 from r1jax.sharding import batch_shards, decoding_mesh
@@ -21,7 +21,7 @@ from r1jax.stages.pretrain import PretrainConfig
 from r1jax.stages.rl_config import RLConfig
 from r1jax.stages.sft_config import SFTConfig
 
-FITTED = ("gradients",)  # unless others are asked for: each limit costs two compilations
+FITTED = ("gradients",)  # unless others are asked for: each limit costs a compilation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,22 +49,24 @@ class Limit:
         return max(math.floor((x + (self.usable - low) / self.slope) / self.multiple) * self.multiple, 0)
 
 
-def find_limits(subject: Subject, topology: Topology, names: tuple[str, ...]) -> list[Limit]:
+def find_limits(plan: Plan, names: tuple[str, ...]) -> list[Limit]:
     """Of each step of `names` (gradients, log-probs, prefill, decode): how many rows, and how long, fit.
 
-    Every limit takes two compilations. Raises PlanError for a machine whose compiler is not here.
+    Every limit takes one compilation beside the plan's own, which is one of its two points. Raises PlanError for a
+    machine whose compiler is not here.
     """
-    if topology.chip.platform != "tpu":
-        raise PlanError(f"--fit: {topology.name} has no compiler here, so there is no figure of memory to fit")
-    return [
-        limit
-        for name in names
-        for limit in (_rows_limit(subject, topology, name), _length_limit(subject, topology, name))
-    ]
+    if plan.topology.chip.platform != "tpu":
+        raise PlanError(f"--fit: {plan.topology.name} has no compiler here, so there is no figure of memory to fit")
+    found = []
+    for name in names:
+        known = [one.peak for one in plan.steps if one.step.name == name]
+        now = known[0] if known and known[0] is not None else _peak(plan.subject, plan.topology, name)
+        found += [_rows_limit(plan, name, now), _length_limit(plan, name, now)]
+    return found
 
 
-def _rows_limit(subject: Subject, topology: Topology, name: str) -> Limit:
-    mesh, config = mesh_of(topology, subject), subject.config
+def _rows_limit(plan: Plan, name: str, peak: float) -> Limit:
+    mesh, config = mesh_of(plan.topology, plan.subject), plan.subject.config
     sampled = name.startswith(("decode", "prefill"))
     if sampled:
         assert isinstance(config, RLConfig)
@@ -76,9 +78,8 @@ def _rows_limit(subject: Subject, topology: Topology, name: str) -> Limit:
         field = "micro_rows" if config.micro_rows else "rows"
         now = rows_at_once(config)
     other = now // 2 if now % (2 * multiple) == 0 else 2 * now
-    sizes = sorted((now, other))
-    points = tuple((size, _peak(_with_rows(subject, field, size), topology, name)) for size in sizes)
-    return Limit(name, field, points, topology.chip.device.usable, multiple)
+    points = sorted([(now, peak), (other, _peak(_with_rows(plan.subject, field, other), plan.topology, name))])
+    return Limit(name, field, tuple(points), plan.topology.chip.device.usable, multiple)
 
 
 def _with_rows(subject: Subject, field: str, size: int) -> Subject:
@@ -91,14 +92,15 @@ def _with_rows(subject: Subject, field: str, size: int) -> Subject:
     return dataclasses.replace(subject, config=dataclasses.replace(config, **changes))
 
 
-def _length_limit(subject: Subject, topology: Topology, name: str) -> Limit:
-    config = subject.config
+def _length_limit(plan: Plan, name: str, peak: float) -> Limit:
+    config = plan.subject.config
     if isinstance(config, RLConfig):
         now, field = config.longest_response, "tokens of a response"
     else:
         now, field = row_length(config), "tokens of a row"
-    points = tuple((size, _peak(for_responses(subject, size), topology, name)) for size in (now // 2, now))
-    return Limit(name, field, points, topology.chip.device.usable, 128)
+    half = now // 2
+    points = ((half, _peak(for_responses(plan.subject, half), plan.topology, name)), (now, peak))
+    return Limit(name, field, points, plan.topology.chip.device.usable, 128)
 
 
 def _peak(subject: Subject, topology: Topology, name: str) -> float:
