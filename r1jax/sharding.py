@@ -110,8 +110,8 @@ class MeshConfig:
         if num_devices % fixed if free else num_devices != fixed:
             works = " or ".join(f"{axis} = {size}" for axis, size in _mended(sizes, num_devices)) or "none"
             raise ValueError(
-                f"mesh axes {sizes} do not multiply up to {num_devices} devices (-1 takes what is left); nearest size of "
-                f"one axis that mends it: {works}"
+                f"mesh axes {sizes} do not multiply up to {num_devices} devices (-1 takes what is left); nearest "
+                f"size of one axis that mends it: {works}"
             )
         for axis in free:
             sizes[axis] = num_devices // fixed
