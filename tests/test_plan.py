@@ -16,7 +16,7 @@ from r1jax.model.presets import PRESETS
 from r1jax.plan import jaxprs, limits, planner, report, search, subject
 from r1jax.plan.chips import CHIPS, parse_topology
 from r1jax.plan.collectives import axes_of, find_collectives, replica_groups, sent_bytes
-from r1jax.plan.compile import PlanError, compile_here, read_assignment
+from r1jax.plan.compile import PlanError, Value, compile_here, largest_buffers, read_assignment
 from r1jax.plan.costs import instruction_flops, program_cost, traffic
 from r1jax.plan.hlo import parse_program, parse_shapes, skipping_share
 from r1jax.plan.steps import PlannedStep, planned_steps, tree_bytes
@@ -281,6 +281,13 @@ def test_the_compilers_assignment_is_read_in_the_programs_order() -> None:
     values, allocations = read_assignment(ASSIGNMENT)
     assert [(value.name, value.bytes, value.offset) for value in values] == [("first", 200, 0), ("second", 300, 200)]
     assert [size for size, _ in allocations] == [100, 40, 500]
+
+
+def test_values_in_one_place_are_one_of_the_largest_buffers() -> None:
+    values = [Value("zeros", 0, 300, 0, "f32[75]{0}"), Value("loop", 1, 300, 0, "f32[75]{0}"),
+              Value("other", 2, 300, 300, "f32[75]{0}"), Value("small", 3, 8, 0, "f32[2]{0}")]  # fmt: skip
+    found = largest_buffers(values, {"loop": "while", "other": "dot"})
+    assert [(one.bytes, one.source) for one in found] == [(300, "while"), (300, "dot"), (8, "")]
 
 
 def test_the_largest_size_that_fits_lies_on_the_line_through_two() -> None:

@@ -102,7 +102,7 @@ def compile_for_tpu(lowered: Any, usable: float) -> Compiled:
         values, allocations = read_assignment(_only(folder, "*buffer-assignment.txt"))
     memory = _assigned(allocations) if refused else memory_of(compiled)
     sources = {one.name: one.source for computation in program.computations.values() for one in computation.values()}
-    buffers = _largest(values, sources)
+    buffers = largest_buffers(values, sources)
     first = _first_beyond(values, memory, usable, sources) if memory.peak > usable else None
     return Compiled(program, memory, seconds, refused, buffers, first)
 
@@ -181,11 +181,13 @@ def _assigned(allocations: Sequence[tuple[int, str]]) -> Memory:
     return Memory(arguments, outputs, temporaries)
 
 
-def _largest(values: Sequence[Value], sources: dict[str, str], count: int = 8) -> tuple[Buffer, ...]:
-    seen: dict[tuple[str, str], Buffer] = {}
-    for value in sorted(values, key=lambda value: -value.bytes):
+def largest_buffers(values: Sequence[Value], sources: dict[str, str], count: int = 8) -> tuple[Buffer, ...]:
+    """One value of each place: of several that follow each other there, one that says where it comes from."""
+    ordered = sorted(values, key=lambda value: (-value.bytes, not sources.get(value.name)))
+    seen: dict[tuple[int, int], Buffer] = {}
+    for value in ordered:
         buffer = Buffer(value.bytes, value.shape.split("{")[0], sources.get(value.name, ""))
-        seen.setdefault((buffer.shape, buffer.source), buffer)
+        seen.setdefault((value.offset, value.bytes), buffer)
         if len(seen) == count:
             break
     return tuple(seen.values())
