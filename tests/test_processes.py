@@ -20,6 +20,7 @@ from r1jax import processes, watchdog
 from r1jax.processes import Launch, ProcessesError
 from r1jax.sharding import MeshConfig, batch_sharding, make_mesh
 from r1jax.stages.interruption import Interruption
+from tools.kill_test import metrics, parameters, samples
 from tools.launch.local import LocalRun
 
 CONFIG = "tests/configs/processes_smoke.py"
@@ -330,3 +331,24 @@ def test_who_is_killed_is_named_by_the_others(tmp_path: pathlib.Path) -> None:
     assert "process 0: ends because process 1 has given no sign of life for" in output
     assert run.ended[1].seconds - run.ended[0].seconds < 5 + 3 + 5  # patience, two looks, and a busy machine
     assert status == 128 + signal.SIGKILL
+
+
+def stages_of(folder: pathlib.Path) -> dict[str, pathlib.Path]:
+    return {path.name: path for path in folder.iterdir() if (path / "summary.json").exists()}
+
+
+@pytest.mark.slow  # about 12 minutes
+def test_every_stage_of_the_recipe_in_two_processes_leaves_what_one_leaves(tmp_path: pathlib.Path) -> None:
+    """The same two devices: in one process, and one each."""
+    left = []
+    for count in (1, 2):
+        output, workdir = io.StringIO(), tmp_path / f"in_{count}"
+        command = ["--config=tests/configs/r1_smoke.py", f"--workdir={workdir}"]
+        assert LocalRun(command, count, 2 // count, output=output).wait() == 0, output.getvalue()
+        left.append(stages_of(workdir))
+    one, two = left
+    assert one.keys() == two.keys()
+    assert len(one) == 11
+    for what in (parameters, metrics, samples):
+        for name in one:
+            assert what(one[name]) == what(two[name]), (name, what.__name__)
