@@ -41,10 +41,9 @@ def jaxpr_cost(step: PlannedStep, mesh: Mesh, platform: str) -> Cost:
     drawn, which is a lower bound.
     """
     traced = step.function.trace(*step.arguments).jaxpr.jaxpr
-    used, _ = partial_eval.dce_jaxpr(traced, [True] * len(traced.outvars))  # logits that no loss asks for
     flops = grouped = 0.0
     found: list[Collective] = []
-    for equation, times, manual in equations(used, platform, Place(iterations=step.iterations)):
+    for equation, times, manual in equations(traced, platform, Place(iterations=step.iterations)):
         share = times / (mesh.devices.size if not manual else mesh.devices.size // manual)
         count = equation_flops(equation)
         flops += share * count
@@ -72,7 +71,8 @@ def equations(jaxpr: Any, platform: str, place: Place) -> Iterator[tuple[Any, fl
     """(equation, times it is run, devices of the mesh axes that `shard_map` has split by hand) of a program and all
     programs in it."""
     indices: dict[Any, tuple[Any, ...]] = {}
-    for equation in jaxpr.eqns:
+    used, _ = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))  # no logits that nobody asks for
+    for equation in used.eqns:
         name = equation.primitive.name
         yield equation, place.times, place.manual
         if name == "platform_index":
