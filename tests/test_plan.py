@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.metadata
 import math
+import re
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +18,7 @@ from r1jax.model.presets import PRESETS
 from r1jax.plan import jaxprs, limits, planner, report, search, subject
 from r1jax.plan.chips import CHIPS, parse_topology
 from r1jax.plan.collectives import axes_of, find_collectives, replica_groups, sent_bytes
-from r1jax.plan.compile import PlanError, Value, compile_here, largest_buffers, read_assignment
+from r1jax.plan.compile import PlanError, Value, compile_here, largest_buffers, read_assignment, tpu_compiler
 from r1jax.plan.costs import instruction_flops, program_cost, traffic
 from r1jax.plan.hlo import parse_program, parse_shapes, skipping_share
 from r1jax.plan.steps import PlannedStep, planned_steps, tree_bytes
@@ -120,6 +122,7 @@ ENTRY %main (a: bf16[5,512,1], b: bf16[2,64,96]) -> bf16[2,512,64] {
   %d = f32[2,512,64]{1,2,0} convolution(%e, %b), window={size=2 lhs_dilate=2}, dim_labels=0bf_0oi->0bf, operand_precision={highest,highest}
   %e = f32[2,512,96]{1,2,0} parameter(2)
   %k = bf16[4288,128]{1,0} custom-call(%a), custom_call_target="tpu_custom_call", backend_config={"custom_call_config":{"body":"AA(==","cost_estimate":{"flops":"52690944","transcendentals":"0"}}}
+  %l = bf16[4288,128]{1,0} custom-call(%a), custom_call_target="tpu_custom_call", backend_config={"custom_call_config":{"body":"AA(==","cost_estimate":{"bytes_accessed":"8","flops":"52690945","transcendentals":"0"}}}
   %s = bf16[4288,128]{1,0} custom-call(%a), custom_call_target="tpu_custom_call", frontend_attributes={kernel_metadata={
 "xprof_metadata":"{}"
 }}, metadata={op_name="jit(f)/splash"}, backend_config={}
@@ -135,6 +138,7 @@ def test_a_tpus_way_to_write_batched_products_is_counted_by_what_meets_data() ->
     assert instruction_flops(main["c"], main) == 2 * 2 * 512 * 64 * 96
     # Two kernels, each on its own [512, 96]: holes between them keep them apart. Float32 in six passes of bfloat16.
     assert instruction_flops(main["d"], main) == 6 * 2 * 2 * 512 * 64 * 96
+    assert instruction_flops(main["l"], main) == 52690945
     assert instruction_flops(main["k"], main) == 52_690_944  # a grouped product of [4288, 48] with [4, 48, 128]
     assert program_cost(program, mesh_of_eight(data=8)).unknown == ("jit(f)/splash",)
 
@@ -296,6 +300,16 @@ def test_the_largest_size_that_fits_lies_on_the_line_through_two() -> None:
     assert limit.largest == 32  # 30 + 2.5 * 26 = 95, so 34, in eights
     assert dataclasses.replace(limit, usable=20.0).largest == 0
     assert dataclasses.replace(limit, points=((8, 30.0), (16, 30.0))).largest is None
+
+
+@pytest.mark.parametrize(
+    ("version", "said"), [("0.0.42.1", "libtpu 0.0.42.1$"), ("0.0.420", "made for 0.0.42.*, with")]
+)
+def test_a_compiler_that_jax_is_not_made_for_is_told(version: str, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.metadata, "version", {"libtpu": version, "jax": "0.10.2"}.__getitem__)
+    named = ["numpy>=2.0", 'libtpu==0.0.42.*; extra == "tpu"']
+    monkeypatch.setattr(importlib.metadata, "requires", {"jax": named}.__getitem__)
+    assert re.search(said, tpu_compiler())
 
 
 # The plan against programs compiled for the devices here --------------------------------------------------------------

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import importlib.metadata
 import importlib.util
 import os
 import pathlib
@@ -85,6 +86,18 @@ def tpu_devices(topology: Topology) -> Sequence[Any]:
     except (jax.errors.JaxRuntimeError, ValueError) as error:
         raise PlanError(f"topology: libtpu does not know {topology.name}: {error}") from error
     return described.devices
+
+
+def tpu_compiler() -> str:
+    """Which libtpu compiles, and whether a run's would be another: jax names the versions that it is made for."""
+    version, jax_version = importlib.metadata.version("libtpu"), importlib.metadata.version("jax")
+    named = re.search(r"libtpu==([\d.]+)\.\*", " ".join(importlib.metadata.requires("jax") or ()))
+    if named is None or f"{version}.".startswith(f"{named[1]}."):
+        return f"libtpu {version}"
+    return (
+        f"libtpu {version}, and jax {jax_version} is made for {named[1]}.*, with which a run needs other memory: "
+        "python -m pip install 'r1jax[plan]'"
+    )
 
 
 def compile_for_tpu(lowered: Any, usable: float) -> Compiled:

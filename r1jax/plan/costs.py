@@ -82,7 +82,7 @@ def instruction_flops(instruction: Instruction, scope: Computation) -> float | N
     if instruction.opcode != "custom-call":
         return 0.0
     target = re.search(r'custom_call_target="([^"]*)"', instruction.attributes)
-    estimate = re.search(r'"cost_estimate":\{"flops":"?(\d+)', instruction.attributes)
+    estimate = re.search(r'"cost_estimate":\{[^}]*"flops":"?(\d+)', instruction.attributes)
     if estimate:
         return float(estimate[1])
     kernel = target is not None and target[1] == "tpu_custom_call" and "metadata" not in instruction.name

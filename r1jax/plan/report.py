@@ -13,6 +13,7 @@ import rich.table
 from r1jax.model.transformer import param_count
 from r1jax.plan.chips import GIB, Topology
 from r1jax.plan.collectives import Collective
+from r1jax.plan.compile import tpu_compiler
 from r1jax.plan.limits import Limit
 from r1jax.plan.planner import Plan, StepPlan
 from r1jax.plan.steps import tree_bytes
@@ -94,6 +95,8 @@ def headline(plan: Plan) -> list[str]:
         f"{chip.bf16 / 1e12:g} bf16 TFLOP/s",
         f"mesh: {mesh or 'one device'}",
     ]
+    if plan.topology.chip.platform == "tpu":
+        lines.append(f"compiled by {tpu_compiler()}")
     verdict = {True: "Everything fits.", False: "It does NOT fit.", None: "What compiled temporaries need is unknown."}
     lines.append(verdict[plan.fits])
     what = "One step of the stage" if plan.whole else "These programs' part of a step of the stage"
@@ -252,6 +255,7 @@ def as_json(plan: Plan) -> dict[str, Any]:
         "name": plan.subject.name,
         "topology": plan.topology.name,
         "mesh": plan.mesh,
+        "compiler": tpu_compiler() if plan.topology.chip.platform == "tpu" else None,
         "model": to_plain(plan.subject.model),
         "config": to_plain(plan.subject.config),
         "fits": plan.fits,
