@@ -302,9 +302,7 @@ def test_the_largest_size_that_fits_lies_on_the_line_through_two() -> None:
     assert dataclasses.replace(limit, points=((8, 30.0), (16, 30.0))).largest is None
 
 
-@pytest.mark.parametrize(
-    ("version", "said"), [("0.0.42.1", "libtpu 0.0.42.1$"), ("0.0.420", "made for 0.0.42.*, with")]
-)
+@pytest.mark.parametrize(("version", "said"), [("0.0.42.1", "libtpu 0.0.42.1$"), ("0.0.420", "made for 0.0.42")])
 def test_a_compiler_that_jax_is_not_made_for_is_told(version: str, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.metadata, "version", {"libtpu": version, "jax": "0.10.2"}.__getitem__)
     named = ["numpy>=2.0", 'libtpu==0.0.42.*; extra == "tpu"']
