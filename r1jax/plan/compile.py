@@ -2,7 +2,8 @@
 
 The compiler writes its program and its assignment of buffers to a folder before it decides that a program does not fit,
 so a program that is refused is counted like one that is not. JAX's own text of a compiled program would be read back
-from a form that some programs do not survive (`async-update instruction should have 1 operands but sees 3`).
+from a form that a newer libtpu writes in another way than this jax reads (0.0.52 and 0.10.2: `async-update instruction
+should have 1 operands but sees 3`).
 """
 
 from __future__ import annotations
